@@ -9,6 +9,7 @@
 mod access;
 mod convert;
 mod guard;
+mod hooks;
 pub mod intake;
 mod kept;
 mod keyvalue;

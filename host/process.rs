@@ -26,6 +26,7 @@ pub mod secured;
 pub mod signal;
 pub mod start;
 pub mod stores;
+mod swaps;
 pub mod system;
 pub mod telemetry;
 pub mod world;

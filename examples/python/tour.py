@@ -478,6 +478,7 @@ class Tour:
         bad = refusal(lambda: self.plugins.RemovePlugin(plugin=cart.digest), "FAILED_PRECONDITION", "PLUGIN_IN_USE")
         say(f"removing a plugin in use is refused: {bad.message}")
         self.policy()
+        self.routing()
         self.remove()
         self.watch(events, tenant)
 
@@ -497,6 +498,26 @@ class Tour:
         assert unbound.previous.name == "adaptive-latency", unbound
         assert not self.plugins.ListBindings(tenant_id=tenant).bindings
         say(f"bound to a policy, a write at level all met {written.consistency}; unbound again")
+
+    def routing(self) -> None:
+        """A routing hook of one tenant: its records move, unless the cluster cannot move any."""
+        tag = self.upload((self.folder / "hash-tag.wasm").read_bytes())
+        tenant, key = self.tenant("routing"), "{user7}.name"
+        self.kv.WriteKeyValue(tenant_id=tenant, key=key, value=b"Ada")
+        planned = self.kv.PlanMigration(hook=dict(tenant_id=tenant, plugin=tag.digest)).hook
+        assert (planned.keys_moving, planned.faults_on, planned.complete) == (1, "", True), planned
+        try:
+            bound = self.plugins.BindPlugin(tenant_id=tenant, hook=tag.hook, plugin=tag.digest)
+        except Refused as refused:
+            assert refused.code in ("UNIMPLEMENTED", "FAILED_PRECONDITION"), refused
+            say(f"a routing hook: {refused.code}: {refused.message}")
+            return
+        until = time.monotonic() + 120
+        while (moved := self.kv.GetMigrationStatus(migration_id=bound.migration_id)).status != "completed":
+            assert moved.type == "routing_hook" and time.monotonic() < until, moved
+            time.sleep(0.1)
+        assert self.kv.ReadKeyValue(tenant_id=tenant, key=key).value == b"Ada"
+        say(f"bound to a routing hook, the records of a tenant were moved by migration {moved.migration_id}")
 
     def remove(self) -> None:
         """A plugin that is not in use can be removed. A custom section gives this one a digest that nothing else uses."""

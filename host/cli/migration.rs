@@ -1,4 +1,4 @@
-//! `witan migration`: changes of the nodes and of replication factors that move records.
+//! `witan migration`: changes of the nodes, of replication factors and of routing hooks that move records.
 
 pub mod leftovers;
 pub mod plan;
@@ -19,7 +19,8 @@ use shown::{change, json_of, moment, progress, show, status};
 
 /// Shown below the help.
 pub const EXAMPLES: &str = "\
-Adding or removing a storage node, and changing a replication factor, moves records while clients read and write them. Such a change \
+Adding or removing a storage node, changing a replication factor, and another routing hook of a tenant, moves records while clients \
+read and write them. Such a change \
 is a migration: the command that asks for it returns at once with an id such as m-17, the cluster moves one tenant after the other, and \
 it goes on whichever coordinator stops. Until it has ended it can be cancelled, and what has moved moves back.
 
@@ -45,8 +46,9 @@ Examples:
   witan migration show m-17 --output json | jq .progress.percentage";
 
 const CANCEL_EXAMPLES: &str = "\
-A node that was to join does not, one that was to leave stays, a tenant keeps its replication factor. Tenants that have been moved already \
-are moved back, which needs --confirm-undo. A node that was removed by force cannot be taken back: its store is never used again.
+A node that was to join does not, one that was to leave stays, a tenant keeps its replication factor or its routing hook. Tenants that \
+have been moved already are moved back, which needs --confirm-undo. A node that was removed by force cannot be taken back: its store is \
+never used again; nor can a routing hook by which the records are placed already: bind the one of before again.
 
 Examples:
   witan migration cancel m-17

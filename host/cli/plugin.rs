@@ -24,6 +24,7 @@ use super::args::{self, Limit, Source};
 use super::choice::{self, spelling};
 use super::client::{self, Problem, within, within_long};
 use super::deed::Deed;
+use super::migration::watch;
 use super::output::{self, Output, Table, grouped};
 
 /// Bytes of one uploaded chunk: half of what the API allows.
@@ -62,17 +63,27 @@ const BIND_EXAMPLES: &str = "\
 PLUGIN is a digest (or the first 8 characters of one), name@version, or a name. A binding by name follows the file of \
 that name in the coordinator's plugin folder. Without --tenant, it is the default for all tenants without a binding. --none \
 removes the binding, and the native rule applies again. A change is in force at once; until the storage nodes have confirmed it, which \
-`witan plugin bindings` shows and --wait waits for, a coordinator that is cut off from the metadata store may go by what was bound before.
+`witan plugin bindings` shows and --wait waits for, a coordinator that is cut off from the metadata store may go by what was bound before. \
+Another routing hook of a tenant places its keys elsewhere: its records move in the background, by a migration whose id is printed; --wait \
+follows it, and `witan migration cancel` takes it back. Until it has ended, keys are placed by the hook of before.
 
 Examples:
   witan plugin bind conflict-resolver set-union --tenant carts
   witan plugin bind consistency-policy adaptive-latency@0.1.0 --configuration 'slow-us = 20000'
   witan plugin bind consistency-policy 3f2a9c1e --configuration @policy.conf --on-fault fail
-  witan plugin bind routing-hook --none --tenant carts";
+  witan plugin bind routing-hook hash-tag --tenant carts --wait
+  witan plugin unbind routing-hook --tenant carts --wait";
 
 const ROLLBACK_EXAMPLES: &str = "Examples:
   witan plugin rollback conflict-resolver --tenant carts
+  witan plugin rollback routing-hook --tenant carts --wait
   witan plugin rollback consistency-policy";
+
+const UNBIND_EXAMPLES: &str = "The same as `witan plugin bind HOOK --none`.
+
+Examples:
+  witan plugin unbind conflict-resolver --tenant carts
+  witan plugin unbind routing-hook --tenant carts --wait";
 
 const LIST_EXAMPLES: &str = "Examples:
   witan plugin list
@@ -120,7 +131,20 @@ pub enum Command {
         /// The tenant [default: the binding for all tenants]
         #[arg(short, long)]
         tenant: Option<String>,
-        /// Wait until no coordinator that is cut off can go by what was bound before
+        /// Wait until no coordinator that is cut off can go by what was bound before; if records move, until they have
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Remove a binding: the native rule applies again
+    #[command(after_help = UNBIND_EXAMPLES)]
+    Unbind {
+        /// The hook
+        #[arg(value_parser = choice::hook())]
+        hook: Hook,
+        /// The tenant [default: the binding for all tenants]
+        #[arg(short, long)]
+        tenant: Option<String>,
+        /// Wait until no coordinator that is cut off can go by what was bound before; if records move, until they have
         #[arg(long)]
         wait: bool,
     },
@@ -173,7 +197,7 @@ pub struct Bind {
     /// Remove the binding
     #[arg(long)]
     pub none: bool,
-    /// Wait until no coordinator that is cut off can go by what was bound before
+    /// Wait until no coordinator that is cut off can go by what was bound before; if records move, until they have
     #[arg(long)]
     pub wait: bool,
 }
@@ -183,22 +207,22 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
     match command {
         Command::Push { files } => push(global, &files).await,
         Command::Bind(args) => {
-            let (wait, tenant) = (args.wait, args.tenant.clone().unwrap_or_default());
-            let response = bind(global, args).await?;
-            if wait {
-                fenced::until_fenced(global, &tenant).await?;
-            }
-            bound(global.output, "bound", &response)
+            let (waits_for, wait) = (args.tenant.clone().unwrap_or_default(), args.wait);
+            let answer = bind(global, args).await?;
+            bound(global, "bound", &answer, wait.then_some(waits_for)).await
+        }
+        Command::Unbind { hook, tenant, wait } => {
+            let waits_for = wait.then(|| tenant.clone().unwrap_or_default());
+            let unbind = Bind { hook, plugin: None, tenant, configuration: None, on_fault: None, none: true, wait };
+            let answer = bind(global, unbind).await?;
+            bound(global, "unbound", &answer, waits_for).await
         }
         Command::Rollback { hook, tenant, wait } => {
             let tenant = tenant.unwrap_or_default();
             let request = RollbackBindingRequest { tenant_id: tenant.clone(), hook: spelling(Some(hook)) };
             let answer = client::plugins(global).await?.rollback_binding(within(global, request)).await;
-            let response = answer.map_err(Problem::of(Deed::Bind))?.into_inner();
-            if wait {
-                fenced::until_fenced(global, &tenant).await?;
-            }
-            bound(global.output, "rolled back", &response)
+            let answer = answer.map_err(Problem::of(Deed::Bind))?.into_inner();
+            bound(global, "rolled back", &answer, wait.then_some(tenant)).await
         }
         Command::List => list(global).await,
         Command::Bindings { tenant } => bindings(global, tenant).await,
@@ -271,20 +295,43 @@ async fn bind_request(bind: Bind) -> anyhow::Result<BindPluginRequest> {
     })
 }
 
-fn bound(output: Output, verb: &str, response: &BindPluginResponse) -> anyhow::Result<ExitCode> {
+/// Shows the answer or, if it is to be waited for, the migration that it has begun.
+/// Says what is bound now. `waits_for`: the tenant, or "" for all, of which to wait until nothing goes by what was bound before.
+async fn bound(
+    global: &Global,
+    verb: &str,
+    response: &BindPluginResponse,
+    waits_for: Option<String>,
+) -> anyhow::Result<ExitCode> {
+    match waits_for {
+        Some(_) if !response.migration_id.is_empty() => {
+            return watch::until_completed(global, response.migration_id.clone()).await;
+        }
+        Some(tenant) => fenced::until_fenced(global, &tenant).await?,
+        None => {}
+    }
+    show(global.output, verb, response)
+}
+
+fn show(output: Output, verb: &str, response: &BindPluginResponse) -> anyhow::Result<ExitCode> {
     let (now, before) = (response.binding.as_ref(), response.previous.as_ref());
     match output {
         Output::Json => output::object(&json!({
             "outcome": verb,
             "binding": now.map(binding_json),
             "previous": before.map(binding_json),
+            "migration_id": response.migration_id,
         }))?,
         Output::Text => {
             let before = before.map_or("nothing was bound before".to_owned(), |b| format!("before: {}", plugin_of(b)));
             let now = now.map_or("nothing is bound now".to_owned(), |b| {
                 format!("{} answers {} for {}", plugin_of(b), b.hook, tenant_of(b))
             });
-            output::line(&format!("{verb}: {now} ({before})"))?;
+            let moves = match response.migration_id.as_str() {
+                "" => String::new(),
+                id => format!("; records move, and until then keys are placed as before: witan migration watch {id}"),
+            };
+            output::line(&format!("{verb}: {now} ({before}){moves}"))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -23,8 +23,9 @@ impl Catalog {
     /// Changes the binding of `hook` for `tenant` (`None`: for all tenants) by running `change` to completion, even if the caller
     /// is dropped.
     ///
-    /// A resolver needs siblings to choose between. A different partition key moves every key of the tenant, so a routing hook can
-    /// change only while nothing is stored: operations are blocked until the change is done.
+    /// A resolver needs siblings to choose between. A different partition key moves every key of all tenants without a routing hook of
+    /// their own, so the default can change only while nothing is stored: operations are blocked until the change is done. For the routing
+    /// hook of one tenant, see [`Self::change_routing_hook`].
     ///
     /// # Errors
     /// The rule that refused the change, before `change` is polled; or the failure of `change`.

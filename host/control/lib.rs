@@ -5,8 +5,8 @@
 //!
 //! Reading order: [`Turns`] (how many calls may be under way),
 //! [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data, while
-//! there is none), `migrations`, `plan` and `leftovers` (changes that move it), `maintenance` (what operators do to a node), `fences` (when
-//! a change may be answered), [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be written),
+//! there is none), `migrations`, `swaps`, `plan` and `leftovers` (changes that move it), `maintenance` (what operators do to a node),
+//! `fences` (when a change may be answered), [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be written),
 //! [`small_records`] (one that takes more care), [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache` (the tenants
 //! that requests see).
 
@@ -27,6 +27,7 @@ mod placement;
 mod plan;
 pub mod small_records;
 pub mod stores;
+mod swaps;
 mod tenants;
 mod turns;
 mod updates;
@@ -39,8 +40,9 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 use witan_kernel::condition::Condition;
+use witan_kernel::failure::Failure;
 use witan_kernel::hook::{Pending, ReplicaState};
-use witan_kernel::name::{Invalid, NodeId, TenantId};
+use witan_kernel::name::{Invalid, Key, NodeId, TenantId};
 use witan_kernel::port::{Metadata, Placement, Slot, StoreError};
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::ring::{Ring, Rings};
@@ -57,6 +59,7 @@ pub use migrations::{Changed, Removal};
 pub use nodes::register;
 pub use placement::FactorChanged;
 pub use plan::{Plan, PlannedFill, PlannedNode, PlannedSource, PlannedZone};
+pub use swaps::{HookChange, HookPlan, Places, Recorded, Tried};
 pub use tenants::Ended;
 pub use turns::{Turn, TurnLimits, Turns};
 pub use updates::NodeUpdate;
@@ -134,6 +137,24 @@ pub trait Cluster: Send + Sync + 'static {
         false
     }
 
+    /// True for a node that was reached and does not keep the rows of generations apart.
+    fn lacks_generations(&self, node: &NodeId) -> bool {
+        let _ = node;
+        false
+    }
+
+    /// Keys of a tenant that have a value, a page at a time, with their places in the ring.
+    fn keys(&self, tenant: &Tenant, from: Option<KeysFrom>) -> Pending<Result<KeysAt, Failure>> {
+        let _ = (tenant, from);
+        Box::pin(std::future::ready(Ok(KeysAt::default())))
+    }
+
+    /// A swap of a tenant's routing hook was given up: the binding becomes the one of before again.
+    fn hook_given_up(&self, tenant: &TenantId) -> Pending<()> {
+        let _ = tenant;
+        Box::pin(std::future::ready(()))
+    }
+
     /// The newest ring.
     fn ring(&self) -> Arc<Ring>;
 
@@ -182,6 +203,18 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// Blocks clients' operations, once those in flight have ended, until the returned guard is dropped.
     fn hold(&self) -> Pending<Held>;
+}
+
+/// Where a page of keys begins: at a token, after a key of it.
+pub type KeysFrom = (u64, Option<Key>);
+
+/// A page of keys with their tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeysAt {
+    /// The keys.
+    pub keys: Vec<(u64, Key)>,
+    /// Where the next page begins; `None`: this is the last.
+    pub next: Option<KeysFrom>,
 }
 
 /// A guard that blocks operations until it is dropped.
@@ -257,6 +290,16 @@ pub enum Refused {
     /// The store that the node shows is never used again, or is another node's.
     #[error("{0}")]
     StoreRefused(String),
+    /// A routing hook gives no answer for a key of the tenant, which would have no place then.
+    #[error(
+        "hook faults on key {key}: {reason}; nothing has changed: repair the hook, or delete the key, and repeat the call"
+    )]
+    HookFaults {
+        /// The key, shortened.
+        key: String,
+        /// What happened.
+        reason: String,
+    },
     /// Too few of a tenant's replicas would be left to copy from.
     #[error("{0}")]
     SourcesUnreachable(String),

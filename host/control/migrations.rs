@@ -209,7 +209,7 @@ impl Catalog {
     }
 
     /// As [`Self::publish_placement`], for a tenant.
-    async fn publish_tenant(&self, id: &TenantId) {
+    pub(super) async fn publish_tenant(&self, id: &TenantId) {
         match self.metadata.tenant(id).await {
             Ok(Some(tenant)) => self.cluster.tenant_changed(tenant),
             Ok(None) => {}
@@ -299,7 +299,9 @@ impl Catalog {
     /// The error of the store.
     pub async fn pending(&self, tenants: &[Tenant]) -> Result<BTreeMap<TenantId, u64>, Refused> {
         let newest = self.cluster.rings().newest_version();
-        let waits = |it: &&Tenant| it.wanted_factor.is_some() || it.moving.is_some() || it.ring < newest;
+        let waits = |it: &&Tenant| {
+            it.wanted_factor.is_some() || it.wanted_generation.is_some() || it.moving.is_some() || it.ring < newest
+        };
         let waiting: Vec<&Tenant> = tenants.iter().filter(waits).collect();
         if waiting.is_empty() {
             return Ok(BTreeMap::new());
@@ -354,8 +356,10 @@ impl Catalog {
             error => error.into(),
         })?;
         match &given_up.change {
-            PlacementChange::ReplicationFactor { tenant, .. } | PlacementChange::Generation { tenant, .. } => {
+            PlacementChange::ReplicationFactor { tenant, .. } => self.publish_tenant(tenant).await,
+            PlacementChange::Generation { tenant, .. } => {
                 self.publish_tenant(tenant).await;
+                self.cluster.hook_given_up(tenant).await;
             }
             PlacementChange::ReplaceStore { .. } => self.cluster.stores_changed().await,
             PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => {
@@ -378,6 +382,8 @@ impl Catalog {
                     false => Ok(()),
                 }
             }
+            // One whose rows have moved is not taken back: its generation is never used again. The store refuses it.
+            PlacementChange::Generation { .. } => Ok(()),
             _ if migration.progress.tenants_done > 0 && !undo => {
                 let (done, of) = (migration.progress.tenants_done, migration.progress.tenants_total);
                 Err(unconfirmed(format!("{done} of {of} tenants have been moved already")))

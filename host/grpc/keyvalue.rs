@@ -1,7 +1,7 @@
 //! The coordinator's gRPC service: single key-value calls, and the routing of all other calls to their modules.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{oneshot, watch};
@@ -11,7 +11,9 @@ use witan_kernel::name::TenantId;
 use witan_wire::v1;
 use witan_wire::v1::coordinator_service_server::CoordinatorService;
 
+use super::convert::timeout;
 use super::guard::{arrival, caller, denied};
+use super::hooks::PlanHook;
 use super::kept::{Kept, listed, usage};
 use super::status::{Report, invalid, report};
 use super::unsent::Unsent;
@@ -20,6 +22,9 @@ use witan_control::Catalog;
 use witan_control::defaults::Fallbacks;
 use witan_coordinate::{Coordinator, Respond, World};
 use witan_upkeep::Upkeep;
+
+/// How long a routing hook is asked about keys for a plan, at most: as long as somebody looks at a terminal.
+const PLAN: Duration = Duration::from_secs(30);
 
 /// The coordinator's service.
 pub struct CoordinatorApi<W: World> {
@@ -31,19 +36,22 @@ pub struct CoordinatorApi<W: World> {
     closing: watch::Receiver<bool>,
     /// Answers of sessions that have not been sent.
     unsent: Arc<Unsent>,
+    /// Plans changes of routing hooks.
+    pub(super) hooks: Arc<dyn PlanHook>,
 }
 
 impl<W: World> CoordinatorApi<W> {
     /// A service over `coordinator`, with tenants and nodes from `catalog`. Sessions accept no operations once `closing` is true;
-    /// their answers are counted in `unsent`.
+    /// their answers are counted in `unsent`. Changes of routing hooks are planned by `hooks`.
     pub fn new(
         coordinator: Arc<Coordinator<W>>,
         upkeep: Arc<Upkeep<W>>,
         catalog: Arc<Catalog>,
+        hooks: Arc<dyn PlanHook>,
         closing: watch::Receiver<bool>,
         unsent: Arc<Unsent>,
     ) -> Self {
-        Self { coordinator, upkeep, catalog, fallbacks: Arc::default(), closing, unsent }
+        Self { coordinator, upkeep, catalog, fallbacks: Arc::default(), closing, unsent, hooks }
     }
 
     /// Defaults for settings that a request to create a tenant or node leaves out; may be changed at any time.
@@ -273,7 +281,9 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
         &self,
         request: Request<v1::PlanMigrationRequest>,
     ) -> Result<Response<v1::PlanMigrationResponse>, Status> {
-        Self::plan_migration(self, request.into_inner()).await.map(Response::new)
+        // Something is left of the time for the answer.
+        let within = timeout(request.metadata()).map_or(PLAN, |within| PLAN.min(within / 2));
+        Self::plan_migration(self, request.into_inner(), Instant::now() + within).await.map(Response::new)
     }
 
     async fn list_leftovers(

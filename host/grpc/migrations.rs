@@ -1,6 +1,7 @@
 //! Calls about migrations: changes of the nodes or of a replication factor that move records.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use tonic::{Code, Status};
 use witan_kernel::name::{Invalid, NodeId, TenantId, shown};
@@ -86,7 +87,12 @@ impl<W: World> CoordinatorApi<W> {
     pub(super) async fn plan_migration(
         &self,
         request: v1::PlanMigrationRequest,
+        until: Instant,
     ) -> Result<v1::PlanMigrationResponse, Status> {
+        if let Some(Change::Hook(hook)) = request.change {
+            let _turn = self.catalog.lookups().take(None).map_err(|error| status(&error))?;
+            return self.hooks.plan_hook(hook, until).await;
+        }
         let _turn = self.catalog.lookups().take(None).map_err(|error| status(&error))?;
         let plan = match request.change {
             Some(Change::Replace(replace)) => {
@@ -112,8 +118,8 @@ impl<W: World> CoordinatorApi<W> {
                 to: replication_factor("new_replication_factor", factor.new_replication_factor)?,
             }),
             Some(Change::Update(update)) => update_of(update).map(NodeUpdate::change),
-            Some(Change::Replace(_)) | None => {
-                Err(Invalid::new("change", "is missing", "send add, remove, update, replace or factor"))
+            Some(Change::Replace(_) | Change::Hook(_)) | None => {
+                Err(Invalid::new("change", "is missing", "send add, remove, update, replace, factor or hook"))
             }
         }
     }
@@ -155,8 +161,8 @@ fn is_for(caller: &Caller, migration: &Migration) -> bool {
     sees(caller.is_operator(), caller.credential().tenant(), migration)
 }
 
-/// Operators see every migration; administrators those of their tenant's replication factor, or of every one's. `own`: the tenant to which
-/// a credential is bound.
+/// Operators see every migration; administrators those of their tenant's replication factor and routing hook, or of every one's. `own`:
+/// the tenant to which a credential is bound.
 fn sees(is_operator: bool, own: Option<&TenantId>, migration: &Migration) -> bool {
     match &migration.change {
         _ if is_operator => true,
@@ -224,7 +230,7 @@ fn response(
         }),
         started_at: migration.started_at_ms.map_or(0, seconds),
         estimated_completion: estimated_ms(migration, now_ms).map_or(0, seconds),
-        error_message: String::new(),
+        error_message: error_message(migration),
         phase: phases.get(&migration.number).copied().unwrap_or_default().to_owned(),
         tenant_id: tenant.map(ToString::to_string).unwrap_or_default(),
         message: progress.message.clone(),
@@ -241,6 +247,12 @@ fn response(
         old_zone: was.map(|was| was.zone.as_str().to_owned()).unwrap_or_default(),
         new_zone: is.map(|is| is.zone.as_str().to_owned()).unwrap_or_default(),
     }
+}
+
+/// Why one has failed.
+fn error_message(migration: &Migration) -> String {
+    let has_failed = migration.status == MigrationStatus::Failed;
+    if has_failed { migration.progress.message.clone() } else { String::new() }
 }
 
 /// What an updated node was in the ring, and what it is to be.
@@ -333,6 +345,7 @@ fn plan_response(plan: Plan, rate: u64) -> v1::PlanMigrationResponse {
         problems: plan.problems,
         zones: plan.zones.into_iter().map(zone).collect(),
         fill: plan.fill.map(|fill| fill_response(fill, rate)),
+        hook: None,
     }
 }
 

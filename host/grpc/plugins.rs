@@ -7,37 +7,42 @@ use std::time::{Duration, Instant};
 use tokio::sync::broadcast;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming};
-use witan_kernel::hook::Hook;
-use witan_kernel::name::{Invalid, TenantId, shown};
+use witan_kernel::hook::{Hook, Partition, Pending};
+use witan_kernel::name::{Invalid, Key, TenantId, shown};
+use witan_kernel::port::{Migration, StoreError};
+use witan_kernel::tenant::Tenant;
 use witan_plugin::event::Event;
-use witan_plugin::registry::{Artifact, Binding};
+use witan_plugin::registry::{Artifact, Binding, Named, Proposal, Proposed, RoutingChange};
 use witan_plugin::{BindRequest, OnFault, PluginError, PluginHost, Reference, Upload};
 use witan_wire::v1;
 use witan_wire::v1::plugin_service_server::PluginService;
 use witan_wire::v1::upload_plugin_request::Part;
 
-use super::convert::timeout;
+use super::convert::{migration_id, timeout};
 use super::guard::{caller, denied, while_good};
+use super::hooks::PlanHook;
 use super::kept::{Admit, Kept, listed, usage};
 use super::status::{invalid, refused, store_report};
 use super::tenants;
 use crate::access::caller::Caller;
-use witan_control::{Catalog, ChangeRefused, Turn, Unfenced};
+use witan_control::{Catalog, ChangeRefused, HookChange, Places, Turn, Unfenced};
 
 /// How long a list of bindings waits for the metadata store: the bindings are known without it.
 const UNFENCED_WITHIN: Duration = Duration::from_secs(1);
 
 /// The plugin service.
+#[derive(Clone)]
 pub struct PluginApi {
     host: PluginHost,
     catalog: Arc<Catalog>,
     answers: Arc<dyn Admit>,
+    now_ms: fn() -> u64,
 }
 
 impl PluginApi {
-    /// A service over `host` for the tenants of `catalog`, whose answers have room among `answers`.
-    pub fn new(host: PluginHost, catalog: Arc<Catalog>, answers: Arc<dyn Admit>) -> Self {
-        Self { host, catalog, answers }
+    /// A service over `host` for the tenants of `catalog`, whose answers have room among `answers`. `now_ms`: Unix time.
+    pub fn new(host: PluginHost, catalog: Arc<Catalog>, answers: Arc<dyn Admit>, now_ms: fn() -> u64) -> Self {
+        Self { host, catalog, answers, now_ms }
     }
 
     /// A turn for a change of a binding; those for all tenants (`None`) are for operators.
@@ -155,8 +160,12 @@ impl PluginService for PluginApi {
             let why = format!("mode {} is not supported yet; use \"active\"", shown(&request.mode));
             return Err(refused(Code::Unimplemented, "INVALID_REQUEST", why));
         }
+        let own_hook = tenant.clone().filter(|_| hook == Hook::RoutingHook);
         let (host, slot) = (self.host.clone(), tenant.clone());
         if request.plugin.is_empty() {
+            if let Some(tenant) = own_hook {
+                return self.swap(&caller, kept, tenant.clone(), RoutingChange::Unbind(tenant)).await;
+            }
             let unbind = async move {
                 let previous = in_force(&host, slot.as_ref(), hook);
                 host.unbind(slot, hook).await.map(|_| previous).map_err(status)
@@ -164,20 +173,24 @@ impl PluginService for PluginApi {
             let turn = self.change(&caller, tenant.as_ref())?;
             let previous =
                 self.catalog.change_binding(turn, tenant.as_ref(), hook, unbind).await.map_err(not_changed)?;
-            return Ok(kept.with(v1::BindPluginResponse { binding: None, previous }));
+            return Ok(kept.with(v1::BindPluginResponse { previous, ..Default::default() }));
         }
         // Before the change begins, which may block operations.
         let plugin = self.reference(&request.plugin, deadline).await?;
+        let configuration = request.configuration;
+        let bind = BindRequest { tenant: slot.clone(), hook, plugin, configuration, on_fault };
+        if let Some(tenant) = own_hook {
+            return self.swap(&caller, kept, tenant, RoutingChange::Bind(bind)).await;
+        }
         let bind = async move {
             let previous = in_force(&host, slot.as_ref(), hook);
-            let configuration = request.configuration;
-            let bind = BindRequest { tenant: slot, hook, plugin, configuration, on_fault };
             Ok((host.bind(bind).await.map_err(status)?, previous))
         };
         let turn = self.change(&caller, tenant.as_ref())?;
         let changed = self.catalog.change_binding(turn, tenant.as_ref(), hook, bind).await;
         let (bound, previous) = changed.map_err(not_changed)?;
-        Ok(kept.with(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
+        let binding = Some(binding(&bound));
+        Ok(kept.with(v1::BindPluginResponse { binding, previous, ..Default::default() }))
     }
 
     async fn rollback_binding(
@@ -187,6 +200,9 @@ impl PluginService for PluginApi {
         let (caller, usage) = (caller(&mut request)?, usage(&request));
         let (tenant, hook) = own_slot(&caller, &request.get_ref().tenant_id, &request.get_ref().hook)?;
         let kept = Kept::of_bindings(&*self.answers, &usage, caller.credential().tenant())?;
+        if let Some(tenant) = tenant.clone().filter(|_| hook == Hook::RoutingHook) {
+            return self.swap(&caller, kept, tenant.clone(), RoutingChange::Rollback(tenant)).await;
+        }
         let (host, slot) = (self.host.clone(), tenant.clone());
         let roll_back = async move {
             let previous = in_force(&host, slot.as_ref(), hook);
@@ -195,7 +211,8 @@ impl PluginService for PluginApi {
         let turn = self.change(&caller, tenant.as_ref())?;
         let changed = self.catalog.change_binding(turn, tenant.as_ref(), hook, roll_back).await;
         let (bound, previous) = changed.map_err(not_changed)?;
-        Ok(kept.with(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
+        let binding = Some(binding(&bound));
+        Ok(kept.with(v1::BindPluginResponse { binding, previous, ..Default::default() }))
     }
 
     async fn list_bindings(
@@ -237,6 +254,150 @@ impl PluginService for PluginApi {
             }
         });
         Ok(Response::new(while_good(caller, first.chain(following))))
+    }
+}
+
+impl PlanHook for PluginApi {
+    fn plan_hook(
+        &self,
+        request: v1::BindPluginRequest,
+        until: Instant,
+    ) -> Pending<Result<v1::PlanMigrationResponse, Status>> {
+        let api = self.clone();
+        Box::pin(async move { api.planned_hook(request, until).await })
+    }
+}
+
+impl PluginApi {
+    async fn planned_hook(
+        &self,
+        request: v1::BindPluginRequest,
+        until: Instant,
+    ) -> Result<v1::PlanMigrationResponse, Status> {
+        let tenant = TenantId::new(request.tenant_id).map_err(|error| invalid(&error))?;
+        if !matches!(request.hook.as_str(), "" | "routing-hook") {
+            let problem = format!("{} moves no records", shown(&request.hook));
+            return Err(invalid(&Invalid::new("hook", problem, "only changes of a routing-hook are planned")));
+        }
+        let change = match request.plugin.as_str() {
+            "" => RoutingChange::Unbind(tenant.clone()),
+            plugin => RoutingChange::Bind(BindRequest {
+                tenant: Some(tenant.clone()),
+                hook: Hook::RoutingHook,
+                plugin: self.reference(plugin, Some(until)).await?,
+                configuration: request.configuration,
+                on_fault: OnFault::default(),
+            }),
+        };
+        let change = Swap { host: self.host.clone(), tenant: tenant.clone(), change };
+        let plan = self.catalog.plan_hook(&tenant, &change, until.into()).await.map_err(not_changed)?;
+        let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let at_once = plan.tried.is_none();
+        let tried = plan.tried.unwrap_or_default();
+        Ok(v1::PlanMigrationResponse {
+            tenants: 1,
+            problems: plan.problems,
+            hook: Some(v1::PlannedHook {
+                keys_moving: count(tried.moving),
+                keys_staying: count(tried.staying),
+                keys_faulting: count(tried.faulting),
+                faults_on: tried.fault.map(|(key, _)| shown(&key.to_string()).to_string()).unwrap_or_default(),
+                complete: tried.is_complete || at_once,
+                at_once,
+            }),
+            ..v1::PlanMigrationResponse::default()
+        })
+    }
+
+    /// Changes the routing hook of one tenant, whose records move where they have to.
+    async fn swap(
+        &self,
+        caller: &Caller,
+        kept: Kept,
+        tenant: TenantId,
+        change: RoutingChange,
+    ) -> Result<Response<v1::BindPluginResponse>, Status> {
+        let turn = self.change(caller, Some(&tenant))?;
+        let change = Swap { host: self.host.clone(), tenant: tenant.clone(), change };
+        let changed = self.catalog.change_routing_hook(turn, &tenant, change, (self.now_ms)()).await;
+        let (Swapped { bound, previous }, migration) = changed.map_err(not_changed)?;
+        Ok(kept.with(v1::BindPluginResponse {
+            binding: bound.as_ref().map(binding),
+            previous,
+            migration_id: migration.map(|of| migration_id(of.number)).unwrap_or_default(),
+        }))
+    }
+}
+
+/// A change of a tenant's routing hook, by the plugin host.
+struct Swap {
+    host: PluginHost,
+    tenant: TenantId,
+    change: RoutingChange,
+}
+
+/// What it answers.
+struct Swapped {
+    bound: Option<Binding>,
+    previous: Option<v1::Binding>,
+}
+
+/// A hook that is proposed.
+struct Hooked(Proposed);
+
+impl Places for Hooked {
+    fn partition_key(&self, key: &Key) -> Partition {
+        self.0.partition_key(key)
+    }
+}
+
+impl HookChange for Swap {
+    type Bound = Swapped;
+    type Error = Status;
+    type Proposed = Hooked;
+
+    fn has_generations(&self) -> bool {
+        self.host.has_generations(&self.tenant)
+    }
+
+    fn propose(&self, tenant: &Tenant) -> Pending<Result<Option<Hooked>, Status>> {
+        let (host, change, named) = (self.host.clone(), self.change.clone(), Named::of(tenant));
+        Box::pin(async move {
+            match host.propose(change, named).await.map_err(status)? {
+                Proposal::SamePlaces => Ok(None),
+                Proposal::Swap(proposed) => Ok(Some(Hooked(*proposed))),
+            }
+        })
+    }
+
+    fn at_once(&self) -> Pending<Result<Swapped, Status>> {
+        let (host, tenant, change) = (self.host.clone(), self.tenant.clone(), self.change.clone());
+        Box::pin(async move {
+            let previous = in_force(&host, Some(&tenant), Hook::RoutingHook);
+            let bound = match change {
+                RoutingChange::Bind(bind) => host.bind(bind).await.map(Some),
+                RoutingChange::Rollback(tenant) => host.rollback(Some(tenant), Hook::RoutingHook).await.map(Some),
+                RoutingChange::Unbind(tenant) => host.unbind(Some(tenant), Hook::RoutingHook).await.map(|()| None),
+            };
+            Ok(Swapped { bound: bound.map_err(status)?, previous })
+        })
+    }
+
+    fn record(&self, Hooked(proposed): Hooked, now_ms: u64) -> Pending<Result<(Swapped, Migration), Status>> {
+        let (host, tenant) = (self.host.clone(), self.tenant.clone());
+        Box::pin(async move {
+            let previous = in_force(&host, Some(&tenant), Hook::RoutingHook);
+            let recorded = host.record(proposed, now_ms).await;
+            let (bound, migration) = recorded.map_err(|error| match error {
+                PluginError::Store(StoreError::Conflict(why)) => refused(
+                    Code::FailedPrecondition,
+                    "MIGRATION_CONFLICT",
+                    format!("{why}; look at the tenant and try again"),
+                ),
+                error => status(error),
+            })?;
+            Ok((Swapped { bound, previous }, migration))
+        })
     }
 }
 

@@ -251,6 +251,7 @@ pub(super) fn status(error: &Refused) -> Status {
         Refused::TooOld { .. } | Refused::NoZones { .. } | Refused::NoMaintenance { .. } => {
             refused(Code::FailedPrecondition, "NODE_TOO_OLD", error.to_string())
         }
+        Refused::HookFaults { .. } => refused(Code::FailedPrecondition, "PLUGIN_FAULT", error.to_string()),
         Refused::SourcesUnreachable(_) => refused(Code::FailedPrecondition, "SOURCES_UNREACHABLE", error.to_string()),
         Refused::MigrationConflict(_) => refused(Code::FailedPrecondition, "MIGRATION_CONFLICT", error.to_string()),
         Refused::NodeAway(_) => refused(Code::FailedPrecondition, "NODE_UNREACHABLE", error.to_string()),

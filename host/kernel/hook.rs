@@ -261,6 +261,12 @@ pub trait Hooks: Send + Sync + 'static {
     /// generation and key always have the same answer.
     fn partition_key(&self, generation: u32, key: &Key) -> Partition;
 
+    /// The same, for a purpose other than serving a client, say about each key of the tenant: whatever part of its share of the CPU that
+    /// takes, and also while the hook has failed too often for clients.
+    fn partition_key_apart(&self, generation: u32, key: &Key) -> Partition {
+        self.partition_key(generation, key)
+    }
+
     /// Asks the routing hook for the order in which replicas are read: a permutation of indices into `replicas`, or a
     /// prefix of one. Synchronous and bounded in time.
     fn prefer(&self, key: &Key, replicas: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>>;

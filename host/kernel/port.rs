@@ -51,8 +51,8 @@ pub use leases::{
 };
 pub use metadata::{Metadata, StoreFacts};
 pub use migrations::{
-    HOOK_FAULTS, LEFTOVERS, Leftover, MIGRATION_TEXT_BYTES, MIGRATIONS, Migration, MigrationProgress, MigrationStatus,
-    MigrationStore, MoveTenant, PlacementChange, Published,
+    HOOK_FAULTS, HookRecord, LEFTOVERS, Leftover, MIGRATION_TEXT_BYTES, MIGRATIONS, Migration, MigrationProgress,
+    MigrationStatus, MigrationStore, MoveTenant, PlacementChange, Published,
 };
 pub use placement::{
     Commit, HOST_BYTES, Met, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, RingOnRecord, StorageNode,

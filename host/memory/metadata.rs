@@ -30,7 +30,7 @@ mod upkeep;
 use crate::slot::SlotKey;
 
 /// The newest migration of the real stores, which this one reports too.
-const SCHEMA: u64 = 11;
+const SCHEMA: u64 = 12;
 
 /// Metadata in memory. Clones share it.
 #[derive(Clone)]

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use witan_kernel::port::{Artifact, BindingOnRecord, Digest, PluginStore, Slot, StoreError, rules};
+use witan_kernel::port::{
+    Artifact, BindingOnRecord, Digest, Migration, MigrationProgress, MigrationStatus, PlacementChange, PluginStore,
+    Slot, StoreError, rules,
+};
 use witan_kernel::sync::lock;
 
 use crate::slot::{SlotKey, slot_key};
@@ -83,17 +86,42 @@ impl PluginStore for MemoryPlugins {
         Ok(stored.cloned())
     }
 
-    fn save(&self, slot: &Slot, record: String, puts_in_force: Digest) -> Result<(), StoreError> {
+    fn save(&self, slot: &Slot, record: String, puts_in_force: Option<Digest>) -> Result<(), StoreError> {
         let mut kept = lock(&self.kept);
         self.expect(&kept, slot)?;
-        if !kept.components.contains_key(&puts_in_force) {
-            return Err(rules::no_artifact(puts_in_force));
+        if let Some(missing) = puts_in_force.filter(|digest| !kept.components.contains_key(digest)) {
+            return Err(rules::no_artifact(missing));
         }
         kept.versions += 1;
         let version = kept.versions;
         kept.bindings.insert(slot_key(slot), BindingOnRecord { slot: slot.clone(), version, record });
         self.learn(slot, version);
         Ok(())
+    }
+
+    /// There are no tenants here: the change is not checked, and is answered as one that has begun.
+    fn save_and_move(
+        &self,
+        slot: &Slot,
+        record: String,
+        puts_in_force: Option<Digest>,
+        change: PlacementChange,
+        now_ms: u64,
+    ) -> Result<Migration, StoreError> {
+        self.save(slot, record, puts_in_force)?;
+        Ok(Migration {
+            number: lock(&self.kept).versions,
+            change,
+            ring: 0,
+            before: 0,
+            was: None,
+            status: MigrationStatus::Pending,
+            cancel_requested: false,
+            progress: MigrationProgress::default(),
+            created_at_ms: now_ms,
+            started_at_ms: None,
+            finished_at_ms: None,
+        })
     }
 
     fn remove(&self, slot: &Slot) -> Result<(), StoreError> {

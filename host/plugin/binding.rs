@@ -111,7 +111,7 @@ pub struct BindingVersion {
     pub on_fault: OnFault,
 }
 
-/// A binding as it is stored: one record per tenant and hook.
+/// A binding as it is stored: one per tenant and hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BindingRecord {
     /// The tenant; `None` for the default of tenants without a binding.
@@ -127,6 +127,41 @@ pub struct BindingRecord {
     pub followed: Option<Digest>,
 }
 
+/// By what keys are placed in one generation of a tenant's rows. Immutable once it is recorded: rows were placed by it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partitioning {
+    /// The generation, as the tenant's entry names it.
+    pub generation: u32,
+    /// The routing hook with its configuration; `None`: the tenant has none of its own, so that the default's or else the native rule
+    /// places its keys. (The default changes only while nothing is stored.)
+    pub by: Option<BindingVersion>,
+}
+
+impl Partitioning {
+    /// Whether keys are placed by the same component with the same configuration.
+    pub fn is_by(&self, other: Option<&BindingVersion>) -> bool {
+        same_hook(self.by.as_ref(), other)
+    }
+}
+
+/// Whether two versions place each key alike.
+pub(crate) fn same_hook(one: Option<&BindingVersion>, other: Option<&BindingVersion>) -> bool {
+    let of = |version: &BindingVersion| (version.digest, version.configuration.clone());
+    one.map(of) == other.map(of)
+}
+
+/// All that is stored of a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotRecord {
+    /// The slot.
+    pub slot: Slot,
+    /// The binding, if there is one.
+    pub bound: Option<BindingRecord>,
+    /// Of a tenant's routing hook: by what keys are placed in each generation that the tenant's entry may name, by generation. Empty
+    /// before the first swap: then there is one generation, 0, whose keys are placed by what is bound. At most [`limit::PARTITIONS`].
+    pub partitions: Vec<Partitioning>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct StoredVersion {
     number: u64,
@@ -139,13 +174,21 @@ struct StoredVersion {
 
 #[derive(Serialize, Deserialize)]
 struct Stored {
-    /// The layout's version, 1.
+    /// The layout's version: 1, or 2 if there are partitions.
     v: u32,
     tenant: Option<String>,
     hook: String,
-    current: StoredVersion,
+    current: Option<StoredVersion>,
     previous: Vec<StoredVersion>,
     followed: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    partitions: Vec<StoredPartitioning>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredPartitioning {
+    generation: u32,
+    by: Option<StoredVersion>,
 }
 
 impl BindingRecord {
@@ -153,25 +196,50 @@ impl BindingRecord {
     pub fn slot(&self) -> Slot {
         Slot { tenant: self.tenant.clone(), hook: self.hook }
     }
+}
 
-    /// The record as JSON, version 1 of its layout.
+impl SlotRecord {
+    /// A binding's, without partitions.
+    pub fn of(bound: BindingRecord) -> Self {
+        Self { slot: bound.slot(), bound: Some(bound), partitions: Vec::new() }
+    }
+
+    /// The version in force.
+    pub fn current(&self) -> Option<&BindingVersion> {
+        self.bound.as_ref().map(|bound| &bound.current)
+    }
+
+    /// By what keys are placed in a generation; `None` if that is not known.
+    pub fn partitioning(&self, generation: u32) -> Option<&Partitioning> {
+        self.partitions.iter().find(|it| it.generation == generation)
+    }
+
+    /// The components that it needs.
+    pub(crate) fn digests(&self) -> impl Iterator<Item = Digest> {
+        let bound = self.bound.iter().flat_map(|bound| bound.previous.iter().chain([&bound.current]));
+        bound.chain(self.partitions.iter().filter_map(|it| it.by.as_ref())).map(|version| version.digest)
+    }
+
+    /// The record as JSON: in version 1 of its layout as long as there are no partitions, so that earlier programs read it.
     pub fn encode(&self) -> String {
+        let bound = self.bound.as_ref();
         let stored = Stored {
-            v: 1,
-            tenant: self.tenant.as_ref().map(|tenant| tenant.as_str().to_owned()),
-            hook: self.hook.as_str().to_owned(),
-            current: store_version(&self.current),
-            previous: self.previous.iter().map(store_version).collect(),
-            followed: self.followed.map(|digest| digest.to_string()),
+            v: if self.partitions.is_empty() { 1 } else { 2 },
+            tenant: self.slot.tenant.as_ref().map(|tenant| tenant.as_str().to_owned()),
+            hook: self.slot.hook.as_str().to_owned(),
+            current: bound.map(|bound| store_version(&bound.current)),
+            previous: bound.map(|bound| bound.previous.iter().map(store_version).collect()).unwrap_or_default(),
+            followed: bound.and_then(|bound| bound.followed).map(|digest| digest.to_string()),
+            partitions: self.partitions.iter().map(store_partitioning).collect(),
         };
         serde_json::to_string(&stored).unwrap_or_default()
     }
 
-    /// Reads what [`BindingRecord::encode`] wrote, in this or an earlier version of the layout.
+    /// Reads what [`Self::encode`] wrote, in this or an earlier version of the layout.
     pub fn decode(text: &str) -> Result<Self, StoreError> {
         let damaged = |what: &str| StoreError::Damaged(format!("a plugin binding's {what}"));
         let stored: Stored = serde_json::from_str(text).map_err(|error| damaged(&format!("record: {error}")))?;
-        if stored.v != 1 {
+        if !(1..=2).contains(&stored.v) {
             return Err(damaged(&format!("layout {} is not known; it is newer than this program", stored.v)));
         }
         let digest = |text: &str| Digest::parse(text).ok_or_else(|| damaged("digest"));
@@ -185,14 +253,28 @@ impl BindingRecord {
                 on_fault: OnFault::parse(&it.on_fault).ok_or_else(|| damaged("on_fault"))?,
             })
         };
-        Ok(Self {
-            tenant: stored.tenant.map(TenantId::new).transpose().map_err(|error| damaged(&error.to_string()))?,
-            hook: Hook::parse(&stored.hook).ok_or_else(|| damaged("hook"))?,
-            current: version(&stored.current)?,
-            previous: stored.previous.iter().map(version).collect::<Result<_, _>>()?,
-            followed: stored.followed.as_deref().map(digest).transpose()?,
-        })
+        let tenant = stored.tenant.map(TenantId::new).transpose().map_err(|error| damaged(&error.to_string()))?;
+        let hook = Hook::parse(&stored.hook).ok_or_else(|| damaged("hook"))?;
+        let current = stored.current.as_ref().map(version).transpose()?;
+        if current.is_none() && stored.partitions.is_empty() {
+            return Err(damaged("version in force: there is none"));
+        }
+        let previous = stored.previous.iter().map(version).collect::<Result<_, _>>()?;
+        let followed = stored.followed.as_deref().map(digest).transpose()?;
+        let bound = current.map(|current| BindingRecord { tenant: tenant.clone(), hook, current, previous, followed });
+        let partitioning = |it: &StoredPartitioning| {
+            Ok::<_, StoreError>(Partitioning {
+                generation: it.generation,
+                by: it.by.as_ref().map(version).transpose()?,
+            })
+        };
+        let partitions = stored.partitions.iter().map(partitioning).collect::<Result<_, _>>()?;
+        Ok(Self { slot: Slot { tenant, hook }, bound, partitions })
     }
+}
+
+fn store_partitioning(it: &Partitioning) -> StoredPartitioning {
+    StoredPartitioning { generation: it.generation, by: it.by.as_ref().map(store_version) }
 }
 
 fn store_version(version: &BindingVersion) -> StoredVersion {
@@ -214,9 +296,9 @@ fn unhex(text: &str) -> Option<Bytes> {
     text.as_bytes().chunks(2).map(byte).collect()
 }
 
-/// All bindings of a store.
-pub(crate) fn stored(store: &dyn PluginStore) -> Result<Vec<BindingRecord>, StoreError> {
-    store.bindings()?.iter().map(|on_record| BindingRecord::decode(&on_record.record)).collect()
+/// The records of all slots of a store.
+pub(crate) fn stored(store: &dyn PluginStore) -> Result<Vec<SlotRecord>, StoreError> {
+    store.bindings()?.iter().map(|on_record| SlotRecord::decode(&on_record.record)).collect()
 }
 
 #[cfg(test)]
@@ -243,7 +325,15 @@ mod tests {
             previous: vec![version(1)],
             followed: Some(Digest::of(b"y")),
         };
-        assert_eq!(BindingRecord::decode(&record.encode()), Ok(record));
+        let record = SlotRecord::of(record);
+        assert!(record.encode().contains("\"v\":1") && !record.encode().contains("partitions"));
+        assert_eq!(SlotRecord::decode(&record.encode()), Ok(record.clone()));
+        let partitions =
+            vec![Partitioning { generation: 3, by: None }, Partitioning { generation: 4, by: Some(version(1)) }];
+        for bound in [record.bound.clone(), None] {
+            let record = SlotRecord { bound, partitions: partitions.clone(), ..record.clone() };
+            assert_eq!(SlotRecord::decode(&record.encode()), Ok(record));
+        }
     }
 
     #[test]
@@ -254,10 +344,12 @@ mod tests {
         let text = format!(
             r#"{{"v":1,"tenant":null,"hook":"consistency-policy","current":{current},"previous":[],"followed":null}}"#
         );
-        let record = BindingRecord::decode(&text).unwrap();
-        assert_eq!((record.current.number, &record.current.configuration[..]), (7, &b"a"[..]));
-        assert!(BindingRecord::decode(&text.replace("\"v\":1", "\"v\":2")).unwrap_err().to_string().contains("newer"));
-        assert!(BindingRecord::decode("{}").is_err());
+        let record = SlotRecord::decode(&text).unwrap();
+        let current = record.current().unwrap();
+        assert_eq!((current.number, &current.configuration[..], record.partitions.len()), (7, &b"a"[..], 0));
+        assert!(SlotRecord::decode(&text.replace("\"v\":1", "\"v\":3")).unwrap_err().to_string().contains("newer"));
+        let nothing = r#"{"v":1,"tenant":null,"hook":"routing-hook","current":null,"previous":[],"followed":null}"#;
+        assert!(SlotRecord::decode(nothing).is_err() && SlotRecord::decode("{}").is_err());
     }
 
     #[test]

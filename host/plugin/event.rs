@@ -43,6 +43,8 @@ pub enum EventKind {
     Unbound,
     /// A component was removed.
     Removed,
+    /// The watched folder has another file of a routing hook that is bound by name; the detail says what swaps it.
+    NotFollowed,
 }
 
 impl EventKind {
@@ -61,6 +63,7 @@ impl EventKind {
             Self::RolledBack => "rolled_back",
             Self::Unbound => "unbound",
             Self::Removed => "removed",
+            Self::NotFollowed => "not_followed",
         }
     }
 }

@@ -75,6 +75,9 @@ pub const ARTIFACTS: usize = 256;
 pub const BINDINGS: usize = 4096;
 /// Earlier versions of a binding that are kept for rollback: more than anybody goes back in an incident.
 pub const HISTORY: usize = 8;
+/// Generations of a tenant's rows of which it is known by what their keys are placed: the present one, the one to which records move, the
+/// one that is wanted, and one that is being recorded.
+pub const PARTITIONS: usize = 4;
 /// Most tenants whose instances are kept warm: the instances of each have their own memories.
 pub const WARM_TENANTS: usize = 4096;
 /// How long a reference by name waits for the first scan of the watched folder, if its client waits as long: a few compilations.

@@ -2,9 +2,12 @@
 
 mod change;
 mod library;
+mod proposal;
 mod share;
+mod swap;
+mod target;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,9 +19,11 @@ use tokio::sync::{broadcast, oneshot};
 use wasmtime::Engine;
 use witan_kernel::hook::{Hook, Hooks, Plugins};
 use witan_kernel::name::TenantId;
-use witan_kernel::port::Slot;
+use witan_kernel::port::{Migration, Slot, StoreError};
+use witan_kernel::sync::lock;
+use witan_kernel::tenant::Tenant;
 
-use crate::binding::{BindingRecord, OnFault, PluginStore, Reference};
+use crate::binding::{BindingRecord, Partitioning, PluginStore, Reference};
 use crate::compile::{Compilations, Compiler};
 use crate::digest::Digest;
 use crate::error::{HostError, PluginError};
@@ -28,13 +33,14 @@ use crate::instance::Program;
 use crate::limit::{self, Limits};
 use crate::metrics::{Counters, Counts};
 use crate::pool::Pool;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Generations, Snapshot};
 use crate::tenant::{ActiveBinding, Shared};
 use crate::turn::Turns;
 use crate::upload::{Upload, Uploads};
 
 pub use library::{Artifact, Source};
 use library::{Library, Shelf};
+pub use proposal::{BindRequest, Named, Proposal, Proposed, RoutingChange};
 
 /// The host's settings.
 #[derive(Debug, Clone)]
@@ -47,21 +53,6 @@ pub struct Settings {
     pub limits: Limits,
     /// The program in whose processes components are compiled: one that calls [`crate::compile_if_asked`] first, as the coordinator's own.
     pub compiler: PathBuf,
-}
-
-/// A request to bind.
-#[derive(Debug, Clone)]
-pub struct BindRequest {
-    /// The tenant; `None` for every tenant that has no binding.
-    pub tenant: Option<TenantId>,
-    /// The hook that the plugin is to answer.
-    pub hook: Hook,
-    /// The plugin.
-    pub plugin: Reference,
-    /// The plugin's configuration; at most 64 KiB.
-    pub configuration: Bytes,
-    /// What a fault of the plugin means for a request.
-    pub on_fault: OnFault,
 }
 
 /// A binding in force.
@@ -144,6 +135,8 @@ struct Published {
 struct HostState {
     library: Library,
     bindings: BTreeMap<Slot, LiveBinding>,
+    /// Of tenants whose routing hook was swapped.
+    partitions: BTreeMap<Slot, LivePartitions>,
     /// Plugins that have passed their probe, each with the digest of the configuration under which it did.
     probed: BTreeSet<(Digest, Digest)>,
 }
@@ -156,6 +149,12 @@ struct LiveBinding {
     programs: BTreeMap<Digest, Arc<Program>>,
     /// A component that this binding does not follow to, so that it is not tried again with every scan.
     not_followed: Option<Digest>,
+}
+
+/// By what the keys of each generation of a tenant's rows are placed.
+struct LivePartitions {
+    record: Vec<Partitioning>,
+    live: Generations<ActiveBinding>,
 }
 
 impl PluginHost {
@@ -177,8 +176,11 @@ impl PluginHost {
         let compiler = Compiler::new(settings.compiler, &settings.data_dir, limits)?;
         let (shelf, library) = Shelf::open(&settings.data_dir)?;
         let folder = settings.folder.map(Folder::open).transpose()?;
-        let published =
-            Published { snapshot: Snapshot::new(&[], resolvers), bindings: Vec::new(), artifacts: Arc::default() };
+        let published = Published {
+            snapshot: Snapshot::new(&[], HashMap::new(), resolvers),
+            bindings: Vec::new(),
+            artifacts: Arc::default(),
+        };
         let inner = Arc::new(Inner {
             engine,
             shared,
@@ -264,6 +266,45 @@ impl PluginHost {
     /// Removes a binding: the default binding, or the native rule, applies again. Like a rollback, it waits for the store alone.
     pub async fn unbind(&self, tenant: Option<TenantId>, hook: Hook) -> Result<(), PluginError> {
         self.change(&self.inner.lanes.back, move |inner| inner.unbind(tenant, hook)).await
+    }
+
+    /// What a change of a tenant's routing hook would be, given the generations that the tenant's entry names. The hook is loaded and
+    /// probed; nothing changes.
+    pub async fn propose(&self, change: RoutingChange, named: Named) -> Result<Proposal, PluginError> {
+        self.change(&self.inner.lanes.changes, move |inner| inner.propose(change, named)).await
+    }
+
+    /// Records a swap that was proposed, with the placement change that moves the rows, in one transaction, and puts it in force. `None`
+    /// instead of the binding: there is none any longer.
+    pub async fn record(&self, proposed: Proposed, now_ms: u64) -> Result<(Option<Binding>, Migration), PluginError> {
+        self.change(&self.inner.lanes.back, move |inner| inner.record(proposed, now_ms)).await
+    }
+
+    /// Brings the record of a tenant's routing hook into line with the tenant's entry, which `read` reads: after a swap was given up, the
+    /// binding is the one of before; what is known of generations that the entry does not name is forgotten. True if anything has changed.
+    pub async fn settle(
+        &self,
+        tenant: TenantId,
+        read: impl Fn() -> Result<Option<Tenant>, StoreError> + Send + 'static,
+    ) -> Result<bool, PluginError> {
+        let named = move || Ok(read()?.map(|tenant| Named::of(&tenant)));
+        self.change(&self.inner.lanes.changes, move |inner| inner.settle(&tenant, named)).await
+    }
+
+    /// Loads routing hooks that place records and could not be loaded before, say because the machine was too busy.
+    pub async fn load_places(&self) -> Result<(), PluginError> {
+        self.change(&self.inner.lanes.changes, |inner| inner.hold_all_partitions()).await
+    }
+
+    /// Tenants whose routing hooks may have to be [settled](Self::settle): a swap of theirs has begun and, perhaps, ended.
+    pub fn unsettled(&self) -> Vec<TenantId> {
+        self.inner.unsettled()
+    }
+
+    /// True if the routing hook of a tenant was ever swapped while records moved.
+    pub fn has_generations(&self, tenant: &TenantId) -> bool {
+        let slot = Slot { tenant: Some(tenant.clone()), hook: Hook::RoutingHook };
+        lock(&self.inner.state).partitions.contains_key(&slot)
     }
 
     /// Removes a component that no binding refers to, now or for a rollback.
@@ -359,7 +400,9 @@ impl Inner {
     fn publish(&self, state: &HostState) {
         let bindings: Vec<_> = state.bindings.values().map(|live| (live.record.clone(), live.active.clone())).collect();
         let actives: Vec<Arc<ActiveBinding>> = bindings.iter().map(|(_, active)| active.clone()).collect();
-        let snapshot = self.published.load().snapshot.next(&actives);
+        let of_tenant = |(slot, of): (&Slot, &LivePartitions)| Some((slot.tenant.clone()?, of.live.clone()));
+        let partitions = state.partitions.iter().filter_map(of_tenant).collect();
+        let snapshot = self.published.load().snapshot.next(&actives, partitions);
         self.published.store(Arc::new(Published { snapshot, bindings, artifacts: state.library.list() }));
     }
 

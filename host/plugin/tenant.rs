@@ -70,6 +70,8 @@ pub(crate) struct ActiveBinding {
     pub(crate) fallback: Option<Plan>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) shared: Shared,
+    /// It is no version of a binding, so that its end is no event: it only places keys.
+    pub(crate) is_quiet: bool,
 }
 
 impl ActiveBinding {
@@ -90,6 +92,9 @@ impl ActiveBinding {
 
 impl Drop for ActiveBinding {
     fn drop(&mut self) {
+        if self.is_quiet {
+            return;
+        }
         self.event(EventKind::Drained, self.tenant.clone(), format!("version {} of the binding", self.version.number));
     }
 }
@@ -137,6 +142,9 @@ pub(crate) struct TenantBinding {
 /// Warm instances that are kept per tenant and version: when more threads than this ask one tenant's plugin at once, the rest start
 /// new instances.
 const WARM_INSTANCES: usize = 16;
+
+/// How often a question that is no client's is put before running out of time counts as the answer.
+const APART_TRIES: usize = 3;
 
 impl TenantBinding {
     pub(crate) fn new(active: Arc<ActiveBinding>, tenant: TenantId) -> Self {
@@ -193,6 +201,27 @@ impl TenantBinding {
                 Asked::Answered { answer, by: plan.by.clone() }
             }
             Err(fault) => self.fault(plan, fault, now),
+        }
+    }
+
+    /// Asks for a purpose other than serving a client, say about every key of the tenant: whatever share of the CPU that takes, and without
+    /// the breaker, so that only this one question is answered for. What only happens on an overloaded machine is tried again.
+    pub(crate) fn ask_apart<T>(&self, mut question: impl FnMut(&mut Instance) -> Result<T, Fault>) -> Asked<T> {
+        let plan = match &self.active.primary {
+            Ok(plan) => plan,
+            Err(error) => return self.refuse(&error.to_string()),
+        };
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.call_untimed(plan, &self.instances, &mut question) {
+                Ok(answer) => return Asked::Answered { answer, by: plan.by.clone() },
+                Err(Fault::Broken(Broken::Timeout(_))) if tries < APART_TRIES => {}
+                Err(fault) => {
+                    let reason = format!("{} {fault}", plan.by);
+                    return Asked::Faulted { reason, fail: self.fails(), by: plan.by.clone() };
+                }
+            }
         }
     }
 

@@ -3,16 +3,18 @@
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
+use bytes::Bytes;
 use tokio::time::Instant;
-use witan_control::{Cluster, Held, TenantCache};
-use witan_coordinate::Coordinator;
+use witan_control::{Cluster, Held, KeysAt, KeysFrom, TenantCache};
+use witan_coordinate::{Coordinator, KeysRequest, Resume};
 use witan_kernel::condition::Condition;
 use witan_kernel::context::ContextKeys;
-use witan_kernel::hook::{Pending, ReplicaState};
-use witan_kernel::name::{NodeId, TenantId};
-use witan_kernel::port::{self, Metadata, Placement, Replicas, Secrets, Slot, StorageNode, StoreError};
+use witan_kernel::failure::Failure;
+use witan_kernel::hook::{Partition, Pending, Plugins, ReplicaState};
+use witan_kernel::name::{Key, NodeId, TenantId};
+use witan_kernel::port::{self, Metadata, PAGE, Placement, Replicas, Secrets, Slot, StorageNode, StoreError};
 use witan_kernel::replica::ReplicaError;
-use witan_kernel::ring::{Ring, Rings};
+use witan_kernel::ring::{self, Ring, Rings};
 use witan_kernel::scan::{Fullness, Ranges, Removed, Standing};
 use witan_kernel::sync::lock;
 use witan_kernel::tenant::Tenant;
@@ -21,6 +23,7 @@ use witan_plugin::PluginHost;
 use witan_upkeep::Upkeep;
 
 use super::formats::Formats;
+use super::swaps;
 use super::system::{SystemClock, unix_ms};
 use super::world::{Real, Registered};
 use crate::access::Access;
@@ -151,6 +154,41 @@ impl Cluster for Local {
 
     fn highest_fence(&self) -> u64 {
         self.lanes.highest_fence().max(self.coordinator.followed())
+    }
+
+    fn lacks_generations(&self, node: &NodeId) -> bool {
+        self.lanes.state(node).reachable && !self.lanes.has_generations(node)
+    }
+
+    fn keys(&self, tenant: &Tenant, from: Option<KeysFrom>) -> Pending<Result<KeysAt, Failure>> {
+        let (coordinator, tenant) = (Arc::clone(&self.coordinator), tenant.clone());
+        let hooks = self.plugins.hooks(&tenant.id);
+        Box::pin(async move {
+            let (token, after) = from.unwrap_or_default();
+            let request = KeysRequest {
+                tenant: tenant.id.clone(),
+                prefix: Bytes::new(),
+                from: Resume { generation: tenant.generation, token, after },
+                limit: PAGE,
+                arrived: None,
+                timeout: None,
+            };
+            let page = coordinator.list_keys(request).await?;
+            let place = |key: Key| {
+                let partition = match hooks.partition_key(tenant.generation, &key) {
+                    Partition::By { key, .. } => key,
+                    Partition::Native | Partition::Unknown | Partition::Faulted { .. } => key.bytes().clone(),
+                };
+                (ring::token(&tenant.id, &partition), key)
+            };
+            let keys = page.keys.into_iter().map(|listed| place(listed.key)).collect();
+            Ok(KeysAt { keys, next: page.next.map(|next| (next.token, next.after)) })
+        })
+    }
+
+    fn hook_given_up(&self, tenant: &TenantId) -> Pending<()> {
+        let (metadata, plugins, tenant) = (Arc::clone(&self.metadata), self.plugins.clone(), tenant.clone());
+        Box::pin(async move { swaps::settle(&metadata, &plugins, tenant).await })
     }
 
     fn ring(&self) -> Arc<Ring> {

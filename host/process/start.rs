@@ -33,7 +33,7 @@ use super::signal::stopped;
 use super::stores::{IdLost, Idempotency, Seat};
 use super::system::{SystemClock, SystemRandomness, unix_ms};
 use super::world::{Real, Registered};
-use super::{plugins, stores};
+use super::{plugins, stores, swaps};
 use crate::access::Access;
 use crate::access::config::may_listen;
 use crate::access::issuance::Issuance;
@@ -346,6 +346,7 @@ impl Parts {
         let catalog = Arc::new(catalog);
         let raising = Arc::clone(&catalog).raise_owed_fences();
         let removing = Arc::clone(&catalog).remove_leftovers();
+        let settling = swaps::settle_all(Arc::clone(&member.metadata), self.plugins.clone());
         let following = follow(Arc::clone(&member.metadata), local, member.revision);
         let (upkeep, own) = (Arc::clone(&self.upkeep), self.moves.claimant().clone());
         tokio::spawn(async move {
@@ -353,6 +354,7 @@ impl Parts {
                 () = following => {}
                 () = upkeep.note_drained(own) => {}
                 () = raising => {}
+                never = settling => match never {},
                 () = removing => {}
                 never = expiring => match never {},
                 () = stopped(ended) => {}
@@ -391,7 +393,9 @@ impl Parts {
         stop: &watch::Receiver<bool>,
     ) -> server::Services<Real> {
         let (coordinator, upkeep) = (Arc::clone(&self.coordinator), Arc::clone(&self.upkeep));
-        let api = CoordinatorApi::new(coordinator, upkeep, Arc::clone(&catalog), stop.clone(), unsent);
+        let plugins = PluginApi::new(self.plugins.clone(), Arc::clone(&catalog), self.coordinator.clone(), unix_ms);
+        let hooks = Arc::new(plugins.clone());
+        let api = CoordinatorApi::new(coordinator, upkeep, Arc::clone(&catalog), hooks, stop.clone(), unsent);
         let changing = Changing {
             coordinator: Arc::clone(&self.coordinator),
             fallbacks: Arc::clone(api.fallbacks()),
@@ -402,7 +406,7 @@ impl Parts {
         tokio::spawn(changing.follow(live, stop.clone()));
         server::Services {
             coordinator: api,
-            plugins: PluginApi::new(self.plugins.clone(), Arc::clone(&catalog), self.coordinator.clone()),
+            plugins,
             tokens: AccessApi::new(issuance, catalog, self.coordinator.clone()),
             access: Arc::clone(&self.access),
         }

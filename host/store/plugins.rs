@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use witan_kernel::port::{
-    Answer, Artifact, BindingOnRecord, Component, Digest, Metadata, PAGE, PluginStore, Slot, StoreError,
+    Answer, Artifact, BindingOnRecord, Component, Digest, HookRecord, Metadata, Migration, PAGE, PlacementChange,
+    PluginStore, Slot, StoreError,
 };
 use witan_kernel::sync::lock;
 
@@ -96,12 +97,26 @@ impl PluginStore for StoredPlugins {
         Ok(stored)
     }
 
-    fn save(&self, slot: &Slot, record: String, puts_in_force: Digest) -> Result<(), StoreError> {
+    fn save(&self, slot: &Slot, record: String, puts_in_force: Option<Digest>) -> Result<(), StoreError> {
         let (expected, fenced) = (self.version(slot), (self.fenced)());
-        let saving = self.metadata.save_binding_record(slot, expected, record, Some(puts_in_force), fenced);
+        let saving = self.metadata.save_binding_record(slot, expected, record, puts_in_force, fenced);
         let version = self.wait(saving)?;
         self.learn(slot, Some(version));
         Ok(())
+    }
+
+    fn save_and_move(
+        &self,
+        slot: &Slot,
+        record: String,
+        puts_in_force: Option<Digest>,
+        change: PlacementChange,
+        now_ms: u64,
+    ) -> Result<Migration, StoreError> {
+        let saved = HookRecord { slot: slot.clone(), expected: self.version(slot), record, puts_in_force };
+        let (version, migration) = self.wait(self.metadata.swap_hook(saved, change, now_ms))?;
+        self.learn(slot, Some(version));
+        Ok(migration)
     }
 
     fn remove(&self, slot: &Slot) -> Result<(), StoreError> {

@@ -3,6 +3,9 @@
 mod client;
 mod cluster;
 mod company;
+#[path = "../../host/plugin/tests/it/guest.rs"]
+#[allow(dead_code, reason = "the tests of the plugin host need more of it")]
+mod guest;
 mod http;
 mod link;
 mod plugins;
@@ -15,6 +18,7 @@ use tokio::time::Instant;
 pub(crate) use client::{Api, Refusal, Session, channel, delete, node_client, read, write};
 pub(crate) use cluster::{Cluster, Dev, Disk, NODES, Setup, own_address};
 pub(crate) use company::Company;
+pub(crate) use guest::Guest;
 pub(crate) use http::{get, get_showing};
 pub(crate) use link::Link;
 pub(crate) use plugins::Plugins;

@@ -5,6 +5,7 @@ mod failing;
 mod load;
 mod maintenance;
 mod play;
+mod swaps;
 mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -136,8 +136,8 @@ impl Hooks for Lenient {
         Box::pin(std::future::ready(Asked::Unbound))
     }
 
-    fn partition_key(&self, _: &Key) -> Asked<Bytes> {
-        Asked::Unbound
+    fn partition_key(&self, generation: u32, key: &Key) -> Partition {
+        partition(generation, key)
     }
 
     fn prefer(&self, _: &Key, _: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {

@@ -95,7 +95,7 @@ async fn ended(stage: &Stage, metadata: &dyn Metadata, number: u64) {
             let fits = match of.status {
                 MigrationStatus::Completed => is == Fate::Whole,
                 MigrationStatus::Cancelled => matches!(is, Fate::GivenUp(_)),
-                MigrationStatus::Pending | MigrationStatus::InProgress => false,
+                MigrationStatus::Pending | MigrationStatus::InProgress | MigrationStatus::Failed => false,
             };
             if of.status.has_ended() && !fits {
                 stage.violated(format!("replace: it has not ended like this: {last}"));

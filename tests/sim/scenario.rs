@@ -264,7 +264,7 @@ pub(crate) struct Scenario {
 type Shape = (&'static str, fn(&mut StdRng, Scenario) -> Scenario);
 
 /// The scenarios.
-pub(crate) const SHAPES: [Shape; 39] = [
+pub(crate) const SHAPES: [Shape; 40] = [
     ("links", shapes::links),
     ("crashes", shapes::crashes),
     ("clocks", shapes::clocks),

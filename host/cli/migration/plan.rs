@@ -7,8 +7,8 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use witan_wire::v1::plan_migration_request::Change;
 use witan_wire::v1::{
-    AddStorageNodeRequest, PlanMigrationRequest, PlanMigrationResponse, PlannedFill, PlannedNode, PlannedZone,
-    RemoveStorageNodeRequest, ReplaceStorageNodeRequest, UpdateReplicationFactorRequest,
+    AddStorageNodeRequest, BindPluginRequest, PlanMigrationRequest, PlanMigrationResponse, PlannedFill, PlannedHook,
+    PlannedNode, PlannedZone, RemoveStorageNodeRequest, ReplaceStorageNodeRequest, UpdateReplicationFactorRequest,
 };
 
 use super::shown::{bytes, number};
@@ -29,7 +29,15 @@ Examples:
   witan migration plan update n2 --zone rack-1
   witan migration plan replace n2
   witan migration plan factor shop 5
+  witan migration plan hook carts hash-tag
   witan migration plan remove n2 --output json | jq '.problems'";
+
+const HOOK_EXAMPLES: &str = "\
+The hook is asked about each key of the tenant, for half a minute at most. Whether they move or not, all records are written anew.
+
+Examples:
+  witan migration plan hook carts hash-tag
+  witan migration plan hook carts --none";
 
 const UPDATE_EXAMPLES: &str = "\
 Examples:
@@ -75,6 +83,21 @@ pub enum Command {
         #[arg(long)]
         accept_loss: bool,
     },
+    /// Plan to give a tenant another routing hook
+    #[command(after_help = HOOK_EXAMPLES)]
+    Hook {
+        /// The tenant
+        tenant: String,
+        /// A digest, name@version, or name
+        #[arg(required_unless_present = "none", conflicts_with = "none")]
+        plugin: Option<String>,
+        /// Configuration for the plugin, as text
+        #[arg(long, value_name = "TEXT")]
+        configuration: Option<String>,
+        /// None of its own
+        #[arg(long)]
+        none: bool,
+    },
     /// Plan to change a tenant's replication factor
     #[command(after_help = "Example:\n  witan migration plan factor shop 5")]
     Factor {
@@ -89,6 +112,13 @@ pub enum Command {
 /// Plans a change.
 pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
     let change = match command {
+        Command::Hook { tenant, plugin, configuration, .. } => Change::Hook(BindPluginRequest {
+            tenant_id: tenant,
+            hook: "routing-hook".to_owned(),
+            plugin: plugin.unwrap_or_default(),
+            configuration: configuration.unwrap_or_default().into(),
+            ..BindPluginRequest::default()
+        }),
         Command::Add { node_id, address: (host, port), virtual_nodes, zone } => Change::Add(AddStorageNodeRequest {
             node_id,
             host,
@@ -115,7 +145,37 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
     Ok(if plan.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn show_hook(output: Output, hook: &PlannedHook, problems: &[String]) -> anyhow::Result<()> {
+    if output == Output::Json {
+        return Ok(output::object(&json!({
+            "keys_moving": hook.keys_moving,
+            "keys_staying": hook.keys_staying,
+            "keys_faulting": hook.keys_faulting,
+            "faults_on": hook.faults_on,
+            "complete": hook.complete,
+            "at_once": hook.at_once,
+            "problems": problems,
+        }))?);
+    }
+    let (moving, staying) = (number(hook.keys_moving), number(hook.keys_staying));
+    let more = if hook.complete { "" } else { "; there are more keys, which were not tried" };
+    output::line(&match hook.at_once {
+        true => "keys are placed as before; the change would be made at once".to_owned(),
+        false => format!(
+            "{moving} keys would be placed elsewhere, {staying} would stay, {} fault{more}",
+            number(hook.keys_faulting)
+        ),
+    })?;
+    for problem in problems {
+        output::note(&format!("in the way: {problem}"));
+    }
+    Ok(())
+}
+
 fn show(output: Output, plan: &PlanMigrationResponse) -> anyhow::Result<()> {
+    if let Some(hook) = &plan.hook {
+        return show_hook(output, hook, &plan.problems);
+    }
     if output == Output::Json {
         let nodes: Vec<Value> = plan.nodes.iter().map(node_json).collect();
         output::object(&json!({

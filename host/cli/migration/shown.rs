@@ -30,7 +30,8 @@ pub(super) fn show(output: Output, it: &GetMigrationStatusResponse) -> anyhow::R
     more("tenants", if of_tenants { format!("{} of {}", it.tenants_done, it.tenants_total) } else { String::new() });
     more("keys", format!("{} of about {}", number(keys_migrated), number(total_keys)));
     more("sent", bytes(u64::try_from(bytes_migrated).unwrap_or(0)));
-    more("now", inline(&it.message).into_owned());
+    more("now", inline(if it.error_message.is_empty() { &it.message } else { "" }).into_owned());
+    more("failed", inline(&it.error_message).into_owned());
     more("asked for", moment(it.created_at));
     more("began", moment(it.started_at));
     more("ends about", moment(it.estimated_completion));
@@ -47,6 +48,7 @@ pub(super) fn change(it: &GetMigrationStatusResponse) -> String {
         "remove_node" => format!("remove node {}", it.node_id),
         "zones" | "weight" => update(it),
         "replace_store" => format!("fill the new store of node {}", it.node_id),
+        "routing_hook" => format!("another routing hook for tenant {}", it.tenant_id),
         _ => format!(
             "{} replicas for tenant {} ({} before)",
             it.new_replication_factor, it.tenant_id, it.old_replication_factor

@@ -11,7 +11,7 @@ use witan_wire::v1::{GetMigrationStatusRequest, GetMigrationStatusResponse};
 use super::shown::{bytes, change, number, progress, show};
 use crate::cli::Global;
 use crate::cli::client::{self, Problem, within};
-use crate::cli::output::{self, Output};
+use crate::cli::output::{self, Output, inline};
 use crate::config::value::spelled;
 use crate::process::signal;
 
@@ -57,7 +57,9 @@ async fn until(global: &Global, migration: String, wanted: &str) -> anyhow::Resu
     match global.output {
         Output::Json => drop(show(global.output, &ended)?),
         Output::Text => {
-            output::line(&format!("migration {}: {}: {}", ended.migration_id, change(&ended), ended.status))?
+            let why = if ended.error_message.is_empty() { "" } else { ": " };
+            let (id, why) = (&ended.migration_id, format!("{why}{}", inline(&ended.error_message)));
+            output::line(&format!("migration {id}: {}: {}{why}", change(&ended), ended.status))?
         }
     }
     Ok(if ended.status == wanted { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -74,7 +76,7 @@ async fn follow(global: &Global, migration: &str, view: &View) -> anyhow::Result
                 heard = Instant::now();
                 let (since, sent) = *first.get_or_insert((heard, progress(&now).bytes_migrated));
                 let rate = rate(progress(&now).bytes_migrated - sent, heard - since);
-                if matches!(now.status.as_str(), "completed" | "cancelled") {
+                if matches!(now.status.as_str(), "completed" | "cancelled" | "failed") {
                     return Ok(now);
                 }
                 view.show(&now, rate)?;

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::time::Instant;
+use witan_kernel::failure::Failure;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{StoreId, Zone};
 use witan_kernel::port::{
@@ -18,10 +19,11 @@ use witan_memory::contract::ManualClock;
 use witan_memory::contract::metadata as contract;
 
 mod maintenance;
+mod swaps;
 mod updates;
 
 use super::*;
-use crate::{Cluster, Dropping, FactorChanged, Held, TurnLimits};
+use crate::{Cluster, Dropping, FactorChanged, Held, KeysAt, KeysFrom, TurnLimits};
 
 /// A coordinator that can move records, unless it is said that it cannot.
 struct Here {
@@ -29,6 +31,9 @@ struct Here {
     lacking: Mutex<Vec<NodeId>>,
     away: Mutex<Vec<NodeId>>,
     shown: Mutex<BTreeMap<NodeId, Standing>>,
+    /// Nodes that do not know generations.
+    without_generations: Mutex<Vec<NodeId>>,
+    given_up: Mutex<Vec<TenantId>>,
     keys: u64,
     rings: Mutex<Arc<Rings>>,
     followed: Mutex<Vec<Tenant>>,
@@ -63,6 +68,16 @@ impl Cluster for Here {
     }
     fn lacks_moves(&self, node: &NodeId) -> bool {
         self.lacking.lock().unwrap().contains(node)
+    }
+    fn lacks_generations(&self, node: &NodeId) -> bool {
+        self.without_generations.lock().unwrap().contains(node)
+    }
+    fn keys(&self, tenant: &Tenant, from: Option<KeysFrom>) -> Pending<Result<KeysAt, Failure>> {
+        Box::pin(std::future::ready(Ok(swaps::page(tenant, from))))
+    }
+    fn hook_given_up(&self, tenant: &TenantId) -> Pending<()> {
+        self.given_up.lock().unwrap().push(tenant.clone());
+        Box::pin(std::future::ready(()))
     }
     fn ring(&self) -> Arc<Ring> {
         Arc::clone(self.rings().newest())
@@ -135,6 +150,8 @@ impl Place {
             lacking: Mutex::default(),
             away: Mutex::default(),
             shown: Mutex::default(),
+            without_generations: Mutex::default(),
+            given_up: Mutex::default(),
             keys,
             rings: Mutex::new(Arc::new(placement.rings())),
             followed: Mutex::default(),

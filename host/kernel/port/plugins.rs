@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 
-use super::{Answer, Artifact, BindingOnRecord, Digest, Slot, StoreError};
+#[cfg(doc)]
+use super::MigrationStore;
+use super::{Answer, Artifact, BindingOnRecord, Digest, Migration, PlacementChange, Slot, StoreError};
 
 /// Where the plugin host keeps components and bindings, for one coordinator or for several. Called on a thread of the plugin
 /// host, never on one of a runtime: an implementation may block (say, in `tokio::runtime::Handle::block_on`). Several threads call at
@@ -34,8 +36,18 @@ pub trait PluginStore: Send + Sync + 'static {
 
     /// Replaces a slot's binding. `record` is the plugin host's text, and names the components it needs by their digests in
     /// lower-case hexadecimal digits. Durable when it returns. [`StoreError::Conflict`]; [`StoreError::Missing`] when the
-    /// component `puts_in_force` is not stored.
-    fn save(&self, slot: &Slot, record: String, puts_in_force: Digest) -> Result<(), StoreError>;
+    /// component `puts_in_force`, if there is one, is not stored.
+    fn save(&self, slot: &Slot, record: String, puts_in_force: Option<Digest>) -> Result<(), StoreError>;
+
+    /// The same, and records a placement change in the same transaction: as [`MigrationStore::change_placement`], with its errors.
+    fn save_and_move(
+        &self,
+        slot: &Slot,
+        record: String,
+        puts_in_force: Option<Digest>,
+        change: PlacementChange,
+        now_ms: u64,
+    ) -> Result<Migration, StoreError>;
 
     /// Removes a slot's binding. Not an error when there is none. [`StoreError::Conflict`].
     fn remove(&self, slot: &Slot) -> Result<(), StoreError>;

@@ -8,7 +8,7 @@ use super::{
     PLUGIN_NAME_BYTES, PLUGIN_SOURCE_BYTES, PLUGIN_VERSION_BYTES, Slot, Source, StorageNode, StoreError,
     TOKEN_ID_BYTES, TOKEN_LABEL_BYTES, TOKENS, Token, VERSION_BYTES,
 };
-use crate::capability::{MAINTENANCE, MOVES, SMALL_RECORDS, ZONES};
+use crate::capability::{GENERATIONS, MAINTENANCE, MOVES, SMALL_RECORDS, ZONES};
 use crate::idempotency::{RESPONSE_BYTES, Step};
 use crate::limit;
 use crate::name::{NodeId, TenantId};
@@ -149,6 +149,7 @@ pub fn schema_of(capability: &str) -> Result<u64, StoreError> {
         MOVES => Ok(9),
         ZONES => Ok(10),
         MAINTENANCE => Ok(11),
+        GENERATIONS => Ok(12),
         _ => Err(StoreError::Refused(format!("the metadata store cannot require the capability {capability}"))),
     }
 }

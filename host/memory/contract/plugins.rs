@@ -50,29 +50,29 @@ fn bindings(one: &dyn PluginStore, other: &dyn PluginStore) {
     let (own, default) = (slot(Some("cart")), slot(None));
     let digest = Digest::of(b"first");
     let record = |text: &str| format!("{text} {digest}");
-    let missing = one.save(&own, record("missing"), Digest::of(b"missing"));
+    let missing = one.save(&own, record("missing"), Some(Digest::of(b"missing")));
     assert!(matches!(missing, Err(StoreError::Missing(_))), "{missing:?}");
-    one.save(&own, record("first"), digest).expect("stored");
-    one.save(&default, record("default"), digest).expect("stored");
+    one.save(&own, record("first"), Some(digest)).expect("stored");
+    one.save(&default, record("default"), Some(digest)).expect("stored");
     let stored = one.bindings().expect("bindings");
     let shown: Vec<_> = stored.iter().map(|at| (at.slot.clone(), at.record.clone())).collect();
     assert_eq!(shown, [(default.clone(), record("default")), (own.clone(), record("first"))]);
 
-    let unread = other.save(&own, record("late"), digest);
+    let unread = other.save(&own, record("late"), Some(digest));
     assert!(matches!(unread, Err(StoreError::Conflict(_))), "{unread:?}");
     assert!(matches!(other.remove(&own), Err(StoreError::Conflict(_))), "it was not read either");
     other.bindings().expect("bindings");
     assert!(matches!(other.remove(&own), Err(StoreError::Conflict(_))), "a list does not count as reading one");
     assert_eq!(other.binding(&own).expect("a binding").map(|at| at.record), Some(record("first")));
-    other.save(&own, record("second"), digest).expect("stored");
-    let outdated = one.save(&own, record("late"), digest);
+    other.save(&own, record("second"), Some(digest)).expect("stored");
+    let outdated = one.save(&own, record("late"), Some(digest));
     assert!(matches!(outdated, Err(StoreError::Conflict(_))), "{outdated:?}");
     assert!(matches!(one.forget(digest), Err(StoreError::Refused(_))), "a binding needs it");
 
     other.remove(&own).expect("removed");
     assert_eq!(one.binding(&own), Ok(None));
     one.remove(&own).expect("nothing to remove is no error");
-    one.save(&own, record("third"), digest).expect("stored");
+    one.save(&own, record("third"), Some(digest)).expect("stored");
     one.remove(&own).expect("removed");
     one.remove(&default).expect("removed");
     one.forget(digest).expect("no binding needs it");

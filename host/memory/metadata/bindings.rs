@@ -1,7 +1,9 @@
 //! Plugin bindings.
 
 use witan_kernel::fence;
-use witan_kernel::port::{Answer, BINDINGS, BindingOnRecord, BindingStore, Changed, Digest, Slot, StoreError, rules};
+use witan_kernel::port::{
+    Answer, BINDINGS, BindingOnRecord, BindingStore, Changed, Digest, HookRecord, Slot, StoreError, rules,
+};
 
 use super::{MemoryMetadata, State};
 use crate::slot::slot_key;
@@ -21,6 +23,28 @@ impl State {
             self.owe(slot.tenant.as_ref(), epoch, level);
         }
         epoch
+    }
+
+    /// Checks that a record may be saved.
+    pub(super) fn may_save_binding(&self, of: &HookRecord) -> Result<(), StoreError> {
+        rules::binding_record(&of.record)?;
+        self.expect_binding(&of.slot, of.expected)?;
+        if let Some(digest) = of.puts_in_force.filter(|digest| !self.artifacts.contains_key(digest)) {
+            return Err(rules::no_artifact(digest));
+        }
+        if of.expected == 0 && self.bindings.len() >= BINDINGS {
+            return Err(rules::too_many_bindings());
+        }
+        Ok(())
+    }
+
+    /// Saves a record, and has its change fenced if `fenced` says so.
+    pub(super) fn save_binding(&mut self, of: HookRecord, fenced: bool) -> Result<u64, StoreError> {
+        self.may_save_binding(&of)?;
+        let HookRecord { slot, record, .. } = of;
+        let version = self.binding_changed(&slot, fenced);
+        self.bindings.insert(slot_key(&slot), BindingOnRecord { slot, version, record });
+        Ok(version)
     }
 }
 
@@ -43,19 +67,7 @@ impl BindingStore for MemoryMetadata {
         fenced: bool,
     ) -> Answer<u64> {
         let slot = slot.clone();
-        self.answer(move |state| {
-            rules::binding_record(&record)?;
-            state.expect_binding(&slot, expected)?;
-            if let Some(digest) = puts_in_force.filter(|digest| !state.artifacts.contains_key(digest)) {
-                return Err(rules::no_artifact(digest));
-            }
-            if expected == 0 && state.bindings.len() >= BINDINGS {
-                return Err(rules::too_many_bindings());
-            }
-            let version = state.binding_changed(&slot, fenced);
-            state.bindings.insert(slot_key(&slot), BindingOnRecord { slot, version, record });
-            Ok(version)
-        })
+        self.answer(move |state| state.save_binding(HookRecord { slot, expected, record, puts_in_force }, fenced))
     }
 
     fn remove_binding_record(&self, slot: &Slot, expected: u64, fenced: bool) -> Answer<()> {

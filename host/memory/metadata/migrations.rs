@@ -6,8 +6,8 @@ use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::moves::replaces::PlannedStore;
 use witan_kernel::port::moves::{self, OnRecord, Plan, Planned};
 use witan_kernel::port::{
-    Answer, Changed, LEFTOVERS, Leftover, Migration, MigrationProgress, MigrationStatus, MigrationStore, MoveTenant,
-    Owing, PlacementChange, Published, StoreError, StoreState, rules,
+    Answer, Changed, HookRecord, LEFTOVERS, Leftover, Migration, MigrationProgress, MigrationStatus, MigrationStore,
+    MoveTenant, Owing, PlacementChange, Published, StoreError, StoreState, rules,
 };
 use witan_kernel::ring::Member;
 use witan_kernel::tenant::Tenant;
@@ -46,6 +46,20 @@ impl State {
         let new = Migration { number, ..new };
         self.migrations.insert(number, new.clone());
         Ok(new)
+    }
+
+    /// Either both are written, or neither.
+    fn swap_hook(
+        &mut self,
+        record: HookRecord,
+        change: PlacementChange,
+        now_ms: u64,
+    ) -> Result<(u64, Migration), StoreError> {
+        self.may_save_binding(&record)?;
+        self.on_record(&change, |at| at.plan(change.clone(), now_ms))?;
+        // Records move: what a coordinator that is cut off does meanwhile is fenced by the steps of that.
+        let version = self.save_binding(record, false)?;
+        Ok((version, self.change_placement(change, now_ms)?))
     }
 
     fn cancel_migration(&mut self, number: u64, now_ms: u64) -> Result<Migration, StoreError> {
@@ -160,6 +174,10 @@ impl State {
 impl MigrationStore for MemoryMetadata {
     fn change_placement(&self, change: PlacementChange, now_ms: u64) -> Answer<Migration> {
         self.answer(move |state| state.change_placement(change, now_ms))
+    }
+
+    fn swap_hook(&self, record: HookRecord, change: PlacementChange, now_ms: u64) -> Answer<(u64, Migration)> {
+        self.answer(move |state| state.swap_hook(record, change, now_ms))
     }
 
     fn migration(&self, number: u64) -> Answer<Migration> {

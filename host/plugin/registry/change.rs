@@ -16,8 +16,10 @@ use witan_kernel::port::{Slot, StoreError};
 use witan_kernel::sync::lock;
 
 use super::library::{Artifact, Source};
-use super::{BindRequest, Binding, HostState, Inner, LiveBinding, compiler_wait, view};
-use crate::binding::{BindingRecord, BindingVersion, OnFault, Reference};
+use super::proposal::BindRequest;
+use super::target::{Target, next_record, no_binding, no_earlier};
+use super::{Binding, HostState, Inner, LiveBinding, compiler_wait, view};
+use crate::binding::{BindingRecord, BindingVersion, Partitioning, Reference, SlotRecord};
 use crate::describe::describe;
 use crate::digest::Digest;
 use crate::error::{PluginError, Why};
@@ -153,7 +155,7 @@ impl Inner {
     }
 
     /// A program that something else holds in memory.
-    fn loaded(&self, digest: Digest) -> Option<Arc<Program>> {
+    pub(super) fn loaded(&self, digest: Digest) -> Option<Arc<Program>> {
         lock(&self.programs).get(&digest)?.upgrade()
     }
 
@@ -184,6 +186,15 @@ impl Inner {
     }
 
     fn try_bind(&self, request: BindRequest) -> Result<Binding, PluginError> {
+        let (slot, target) = self.target(request)?;
+        if let Some(bound) = self.is_in_force(&slot, &target) {
+            return Ok(bound);
+        }
+        self.activate(&slot, target, None)
+    }
+
+    /// What a binding that is asked for would be, with the binding of before as it is stored now.
+    pub(super) fn target(&self, request: BindRequest) -> Result<(Slot, Target), PluginError> {
         if request.configuration.len() > PLUGIN_CONFIGURATION_BYTES {
             return Err(PluginError::Invalid(format!(
                 "the configuration has {} bytes; at most {} are allowed",
@@ -210,14 +221,11 @@ impl Inner {
             configuration: request.configuration,
             on_fault: request.on_fault,
         };
-        if let Some(bound) = self.is_in_force(&slot, &target) {
-            return Ok(bound);
-        }
-        self.activate(&slot, target, None)
+        Ok((slot, target))
     }
 
     /// The binding, if it is what a change wants. Binding again retries what could not be loaded here.
-    fn is_in_force(&self, slot: &Slot, target: &Target) -> Option<Binding> {
+    pub(super) fn is_in_force(&self, slot: &Slot, target: &Target) -> Option<Binding> {
         let state = lock(&self.state);
         let live = state.bindings.get(slot)?;
         (target.is(&live.record.current) && live.active.primary.is_ok()).then(|| view(&live.record, &live.active))
@@ -225,22 +233,36 @@ impl Inner {
 
     /// Puts a version in force in place of the current one; of `from`, if it is given, and otherwise not.
     fn activate(&self, slot: &Slot, target: Target, from: Option<&BindingRecord>) -> Result<Binding, PluginError> {
-        let (program, artifact) = self.program(target.digest)?;
-        let plan = plan(&program, &artifact, &target.configuration);
-        self.probe(&plan, &artifact)?;
+        let (plan, artifact) = self.probed(&target)?;
         let (_turn, old) = self.turn(slot)?;
-        if from.is_some_and(|from| old.as_deref() != Some(from)) {
+        let bound = old.as_ref().and_then(|old| old.bound.as_ref());
+        if from.is_some_and(|from| bound != Some(from)) {
             return Err(PluginError::HostBusy("the binding was changed while the plugin was probed; try again".into()));
         }
         if let Some(bound) = self.is_in_force(slot, &target) {
             return Ok(bound);
         }
+        self.has_room(old.as_deref())?;
+        let followed = self.in_folder(&target.reference);
+        let record = next_record(slot, bound, target, &artifact, followed);
+        let partitions = old.as_ref().map(|old| old.partitions.clone()).unwrap_or_default();
+        self.put_in_force(record, partitions, Ok(plan), EventKind::Activated, None)
+    }
+
+    /// Checks that there may be another binding, if there was none.
+    pub(super) fn has_room(&self, old: Option<&SlotRecord>) -> Result<(), PluginError> {
         if old.is_none() && lock(&self.state).bindings.len() >= limit::BINDINGS {
             return Err(PluginError::Invalid(format!("there are {} bindings already", limit::BINDINGS)));
         }
-        let followed = self.in_folder(&target.reference);
-        let record = next_record(slot, old.as_deref(), target, &artifact, followed);
-        self.put_in_force(record, Ok(plan), EventKind::Activated, None)
+        Ok(())
+    }
+
+    /// The plan of a target, after it has passed its probe.
+    pub(super) fn probed(&self, target: &Target) -> Result<(Plan, Artifact), PluginError> {
+        let (program, artifact) = self.program(target.digest)?;
+        let plan = plan(&program, &artifact, &target.configuration);
+        self.probe(&plan, &artifact)?;
+        Ok((plan, artifact))
     }
 
     fn probe(&self, plan: &Plan, artifact: &Artifact) -> Result<(), PluginError> {
@@ -283,18 +305,24 @@ impl Inner {
     fn put_in_force(
         &self,
         record: BindingRecord,
+        partitions: Vec<Partitioning>,
         primary: Result<Plan, LoadError>,
         kind: EventKind,
         not_followed: Option<Digest>,
     ) -> Result<Binding, PluginError> {
-        self.store.save(&record.slot(), record.encode(), record.current.digest)?;
-        Ok(self.swap(record, primary, kind, not_followed))
+        let digest = record.current.digest;
+        let record = SlotRecord { slot: record.slot(), bound: Some(record), partitions };
+        self.store.save(&record.slot, record.encode(), Some(digest))?;
+        let SlotRecord { bound, partitions, .. } = record;
+        let bound = bound.ok_or_else(PluginError::keeps_changing)?;
+        Ok(self.swap(bound, partitions, primary, kind, not_followed))
     }
 
     /// Swaps a version in: it answers from the next request on. For a thread that has the slot's turn.
     pub(super) fn swap(
         &self,
         record: BindingRecord,
+        partitions: Vec<Partitioning>,
         primary: Result<Plan, LoadError>,
         kind: EventKind,
         not_followed: Option<Digest>,
@@ -305,7 +333,9 @@ impl Inner {
             let live = LiveBinding { not_followed, ..self.live_binding(&state, record, primary) };
             let shown = view(&live.record, &live.active);
             let old = state.bindings.insert(slot.clone(), live);
+            let partitions = self.set_partitions(&mut state, &slot, partitions);
             self.publish(&state);
+            let old = (old, partitions);
             (shown, old)
         };
         self.shared.totals[slot.hook as usize].swapped();
@@ -352,6 +382,7 @@ impl Inner {
             fallback,
             counters: Arc::new(Counters::default()),
             shared: self.shared.clone(),
+            is_quiet: false,
         };
         LiveBinding { record: Arc::new(record), active: Arc::new(active), programs, not_followed: None }
     }
@@ -362,14 +393,14 @@ impl Inner {
         let mut program = None;
         for _ in 0..limit::CHANGE_ATTEMPTS {
             let turn = self.turns.take(&slot);
-            let Some(mut record) = self.stored(&slot)? else {
-                self.drop_binding(&slot);
+            let stored = self.stored(&slot)?;
+            let (bound, partitions) = stored.map(|it| (it.bound, it.partitions)).unwrap_or_default();
+            let Some(mut record) = bound else {
+                self.drop_binding(&slot, partitions);
                 return Err(no_binding(&slot));
             };
             let Some(version) = record.previous.pop() else {
-                return Err(PluginError::Invalid(format!(
-                    "the {hook} binding has no earlier version; unbind it instead"
-                )));
+                return Err(no_earlier(hook));
             };
             let Some(plan) = self.held(&slot, &version) else {
                 // Another coordinator put in force what this one has not loaded yet, or could not load.
@@ -380,14 +411,14 @@ impl Inner {
             };
             record.current = BindingVersion { number: record.current.number + 1, ..version };
             let in_folder = self.in_folder(&record.current.reference);
-            return self.put_in_force(record, Ok(plan), EventKind::RolledBack, in_folder);
+            return self.put_in_force(record, partitions, Ok(plan), EventKind::RolledBack, in_folder);
         }
         drop(program);
         Err(PluginError::keeps_changing())
     }
 
     /// The plan of a version whose program is in memory.
-    fn held(&self, slot: &Slot, version: &BindingVersion) -> Option<Plan> {
+    pub(super) fn held(&self, slot: &Slot, version: &BindingVersion) -> Option<Plan> {
         let state = lock(&self.state);
         let artifact = state.library.get(version.digest)?;
         let kept = state.bindings.get(slot).and_then(|live| live.programs.get(&version.digest)).cloned();
@@ -399,21 +430,33 @@ impl Inner {
         let slot = Slot { tenant, hook };
         let _turn = self.turns.take(&slot);
         let stored = self.stored(&slot)?;
-        if stored.is_some() {
-            self.store.remove(&slot)?;
+        let was_bound = stored.as_ref().is_some_and(|stored| stored.bound.is_some());
+        let partitions = stored.map(|stored| stored.partitions).unwrap_or_default();
+        if was_bound {
+            self.keep_partitions(&slot, &partitions)?;
         }
-        self.drop_binding(&slot);
-        stored.map(|_| ()).ok_or_else(|| no_binding(&slot))
+        self.drop_binding(&slot, partitions);
+        if was_bound { Ok(()) } else { Err(no_binding(&slot)) }
+    }
+
+    /// Stores that nothing is bound. What rows are placed by stays on record.
+    pub(super) fn keep_partitions(&self, slot: &Slot, partitions: &[Partitioning]) -> Result<(), PluginError> {
+        if partitions.is_empty() {
+            return Ok(self.store.remove(slot)?);
+        }
+        let record = SlotRecord { slot: slot.clone(), bound: None, partitions: partitions.to_vec() };
+        Ok(self.store.save(slot, record.encode(), None)?)
     }
 
     /// Drops a binding: the default binding, or the native rule, applies from the next request on. For a thread that has the slot's turn.
-    pub(super) fn drop_binding(&self, slot: &Slot) {
-        let live = {
+    pub(super) fn drop_binding(&self, slot: &Slot, partitions: Vec<Partitioning>) {
+        let (live, _partitions) = {
             let mut state = lock(&self.state);
-            let Some(live) = state.bindings.remove(slot) else { return };
+            let (live, before) = (state.bindings.remove(slot), self.set_partitions(&mut state, slot, partitions));
             self.publish(&state);
-            live
+            (live, before)
         };
+        let Some(live) = live else { return };
         let current = &live.record.current;
         let event = Event::new(EventKind::Unbound, "").of(current.digest, &*current.plugin);
         self.shared.events.emit(event.at(slot.tenant.clone(), slot.hook));
@@ -436,15 +479,17 @@ impl Inner {
         self.forget(digest).ok_or_else(not_found)
     }
 
-    /// Lets bindings by name follow the watched folder. Routing hooks do not follow: another one would move keys, which is a change
-    /// of placement.
+    /// Lets bindings by name follow the watched folder. Routing hooks do not follow, since another one would move keys, which is a change
+    /// of placement: an event says what to run.
     pub(crate) fn follow(&self) {
-        let slots: Vec<Slot> = {
-            let state = lock(&self.state);
-            state.bindings.keys().filter(|slot| slot.hook != Hook::RoutingHook).cloned().collect()
-        };
+        let slots: Vec<Slot> = lock(&self.state).bindings.keys().cloned().collect();
         for slot in slots {
-            let Some((next, _)) = self.to_follow(&slot) else { continue };
+            let Some((next, record)) = self.to_follow(&slot) else { continue };
+            if slot.hook == Hook::RoutingHook {
+                self.announce(&slot, next, &record.current);
+                self.does_not_follow(&slot, next);
+                continue;
+            }
             // Another coordinator with the same file in its folder may have been faster.
             if self.catch_up(&slot).is_ok()
                 && let Some((still, from)) = self.to_follow(&slot)
@@ -484,6 +529,10 @@ impl Inner {
         let detail = format!("{} stays in force: {error}", current.plugin);
         let event = Event::new(EventKind::Refused, detail).of(next, &*current.plugin);
         self.shared.events.emit(event.at(slot.tenant.clone(), slot.hook));
+        self.does_not_follow(slot, next);
+    }
+
+    fn does_not_follow(&self, slot: &Slot, next: Digest) {
         if let Some(live) = lock(&self.state).bindings.get_mut(slot) {
             live.not_followed = Some(next);
         }
@@ -496,24 +545,10 @@ impl HostState {
         self.bindings.values().any(|live| {
             let record = &live.record;
             record.current.digest == digest || record.previous.iter().any(|version| version.digest == digest)
-        })
-    }
-}
-
-/// The version that a binding is to have next.
-struct Target {
-    digest: Digest,
-    reference: Reference,
-    configuration: Bytes,
-    on_fault: OnFault,
-}
-
-impl Target {
-    fn is(&self, version: &BindingVersion) -> bool {
-        self.digest == version.digest
-            && self.reference == version.reference
-            && self.configuration == version.configuration
-            && self.on_fault == version.on_fault
+        }) || self
+            .partitions
+            .values()
+            .any(|of| of.record.iter().any(|it| it.by.as_ref().is_some_and(|version| version.digest == digest)))
     }
 }
 
@@ -525,31 +560,4 @@ pub(super) fn plan(program: &Arc<Program>, artifact: &Artifact, configuration: &
         by: format!("{}@{}", artifact.name, artifact.digest.short()).into(),
         deterministic: artifact.deterministic,
     }
-}
-
-/// The record with the target as its next version.
-fn next_record(
-    slot: &Slot,
-    old: Option<&BindingRecord>,
-    target: Target,
-    artifact: &Artifact,
-    followed: Option<Digest>,
-) -> BindingRecord {
-    let mut previous: Vec<BindingVersion> =
-        old.into_iter().flat_map(|old| old.previous.iter().chain([&old.current]).cloned()).collect();
-    previous.drain(..previous.len().saturating_sub(limit::HISTORY));
-    let current = BindingVersion {
-        number: old.map_or(1, |old| old.current.number + 1),
-        digest: target.digest,
-        reference: target.reference,
-        plugin: artifact.plugin(),
-        configuration: target.configuration,
-        on_fault: target.on_fault,
-    };
-    BindingRecord { tenant: slot.tenant.clone(), hook: slot.hook, current, previous, followed }
-}
-
-fn no_binding(slot: &Slot) -> PluginError {
-    let whose = slot.tenant.as_ref().map_or("the default".to_owned(), |tenant| format!("tenant {tenant}"));
-    PluginError::NotFound(format!("{whose} has no {} binding", slot.hook))
 }

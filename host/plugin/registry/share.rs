@@ -9,7 +9,7 @@ use witan_kernel::sync::lock;
 use super::Inner;
 use super::change::plan;
 use super::library::{Artifact, find};
-use crate::binding::{self, BindingRecord, Reference};
+use crate::binding::{self, BindingRecord, Reference, SlotRecord};
 use crate::digest::Digest;
 use crate::error::PluginError;
 use crate::event::{Event, EventKind};
@@ -23,7 +23,7 @@ impl Inner {
     /// store components, and is stored if it is bound.
     pub(super) fn learn_components(&self) -> Result<(), PluginError> {
         let bound = binding::stored(self.store.as_ref())?;
-        let needs = |digest| bound.iter().any(|record| digests(record).any(|needed| needed == digest));
+        let needs = |digest| bound.iter().any(|record| record.digests().any(|needed| needed == digest));
         let _stocking = lock(&self.stocking);
         let kept = self.store.components()?;
         let local = lock(&self.state).library.list();
@@ -41,10 +41,13 @@ impl Inner {
         for record in binding::stored(self.store.as_ref())? {
             let (primary, kept) = self.load(&record);
             let mut state = lock(&self.state);
-            let live = self.live_binding(&state, record, primary);
-            state.bindings.insert(live.record.slot(), live);
+            if let (Some(bound), Some(primary)) = (record.bound, primary) {
+                let live = self.live_binding(&state, bound, primary);
+                state.bindings.insert(record.slot.clone(), live);
+            }
+            let none = self.set_partitions(&mut state, &record.slot, record.partitions);
             drop(state);
-            drop(kept);
+            drop((kept, none));
         }
         self.publish(&lock(&self.state));
         Ok(())
@@ -74,11 +77,13 @@ impl Inner {
 
     fn refresh_all(&self) -> Result<(), PluginError> {
         let records = binding::stored(self.store.as_ref())?;
-        let mut slots: Vec<Slot> = lock(&self.state).bindings.keys().cloned().collect();
-        slots.retain(|slot| !records.iter().any(|record| record.slot() == *slot));
-        slots.extend(
-            records.iter().filter(|record| !self.is_live(&record.slot(), Some(record))).map(BindingRecord::slot),
-        );
+        let mut slots: Vec<Slot> = {
+            let state = lock(&self.state);
+            state.bindings.keys().chain(state.partitions.keys()).cloned().collect()
+        };
+        slots.retain(|slot| !records.iter().any(|record| record.slot == *slot));
+        let changed = records.iter().filter(|record| !self.is_live(&record.slot, Some(record)));
+        slots.extend(changed.map(|record| record.slot.clone()));
         slots.iter().try_for_each(|slot| self.adopt(slot))
     }
 
@@ -98,21 +103,19 @@ impl Inner {
                 return self.hold_earlier(slot);
             }
             let Some(record) = stored else {
-                self.drop_binding(slot);
+                self.drop_binding(slot, Vec::new());
                 return Ok(());
             };
             drop(turn);
-            self.learn(digests(&record))?;
+            self.learn(record.digests())?;
             let (primary, kept) = match self.load(&record) {
                 // Too busy to load it: what is in force stays so until the next attempt.
-                (Err(LoadError(busy)), _) if busy.is_busy() => return Err(busy),
+                (Some(Err(LoadError(busy))), _) if busy.is_busy() => return Err(busy),
                 loaded => loaded,
             };
             let _turn = self.turns.take(slot);
             if self.stored(slot)?.as_ref() == Some(&record) {
-                // The current content of this host's folder is older than the change; only later changes in the folder are followed.
-                let in_folder = self.in_folder(&record.current.reference);
-                self.swap(record, primary, EventKind::Activated, in_folder);
+                self.take_over(record, primary);
                 drop(kept);
                 return Ok(());
             }
@@ -120,12 +123,32 @@ impl Inner {
         Err(PluginError::keeps_changing())
     }
 
+    /// Puts in force what is stored for a slot. For a thread that has the slot's turn.
+    pub(super) fn take_over(&self, record: SlotRecord, primary: Option<Result<Plan, LoadError>>) {
+        let SlotRecord { slot, bound, partitions } = record;
+        match (bound, primary) {
+            (Some(bound), _) if self.is_bound(&slot, &bound) => self.change_partitions(&slot, partitions),
+            (Some(bound), Some(primary)) => {
+                // The current content of this host's folder is older than the change; only later changes in the folder are followed.
+                let in_folder = self.in_folder(&bound.current.reference);
+                self.swap(bound, partitions, primary, EventKind::Activated, in_folder);
+            }
+            (Some(_) | None, _) => self.drop_binding(&slot, partitions),
+        }
+    }
+
+    /// Whether a binding is the one in force here.
+    fn is_bound(&self, slot: &Slot, bound: &BindingRecord) -> bool {
+        lock(&self.state).bindings.get(slot).is_some_and(|live| *live.record == *bound && live.active.primary.is_ok())
+    }
+
     /// Loads the programs of earlier versions that are not in memory: a rollback did without them.
     fn hold_earlier(&self, slot: &Slot) -> Result<(), PluginError> {
         let missing: Vec<Digest> = {
             let state = lock(&self.state);
-            let Some(live) = state.bindings.get(slot) else { return Ok(()) };
-            digests(&live.record).filter(|digest| !live.programs.contains_key(digest)).collect()
+            let live = state.bindings.get(slot);
+            let needed = live.into_iter().flat_map(|live| digests(&live.record).map(move |digest| (live, digest)));
+            needed.filter(|(live, digest)| !live.programs.contains_key(digest)).map(|(_, digest)| digest).collect()
         };
         self.learn(missing.iter().copied())?;
         for digest in missing {
@@ -136,21 +159,25 @@ impl Inner {
                 live.programs.insert(digest, program);
             }
         }
-        Ok(())
+        self.hold_partitions(slot)
     }
 
     /// What is stored for a slot. For a thread that has the slot's turn.
-    pub(super) fn stored(&self, slot: &Slot) -> Result<Option<BindingRecord>, PluginError> {
+    pub(super) fn stored(&self, slot: &Slot) -> Result<Option<SlotRecord>, PluginError> {
         let stored = self.store.binding(slot)?;
-        Ok(stored.map(|stored| BindingRecord::decode(&stored.record)).transpose()?)
+        Ok(stored.map(|stored| SlotRecord::decode(&stored.record)).transpose()?)
     }
 
-    fn is_live(&self, slot: &Slot, record: Option<&BindingRecord>) -> bool {
-        lock(&self.state).bindings.get(slot).map(|live| &*live.record) == record
+    fn is_live(&self, slot: &Slot, record: Option<&SlotRecord>) -> bool {
+        let state = lock(&self.state);
+        let bound = state.bindings.get(slot).map(|live| &*live.record);
+        let partitions = state.partitions.get(slot).map_or(&[][..], |of| &of.record);
+        let (stored, parts) = record.map_or((None, &[][..]), |record| (record.bound.as_ref(), &record.partitions));
+        bound == stored && partitions == parts
     }
 
     /// The slot's turn, and its record, when what is stored is what is in force here.
-    pub(super) fn turn(&self, slot: &Slot) -> Result<(Turn<'_, Slot>, Option<Arc<BindingRecord>>), PluginError> {
+    pub(super) fn turn(&self, slot: &Slot) -> Result<(Turn<'_, Slot>, Option<Arc<SlotRecord>>), PluginError> {
         for _ in 0..limit::CHANGE_ATTEMPTS {
             let turn = self.turns.take(slot);
             let stored = self.stored(slot)?;
@@ -179,8 +206,14 @@ impl Inner {
         Ok(find())
     }
 
-    /// The plan of a stored binding, and the programs of its earlier versions, for a rollback.
-    fn load(&self, record: &BindingRecord) -> (Result<Plan, LoadError>, Vec<Arc<Program>>) {
+    /// The plan of a slot's binding, if there is one, and the programs of everything else that it needs, for a rollback and for its
+    /// partitions.
+    pub(super) fn load(&self, record: &SlotRecord) -> (Option<Result<Plan, LoadError>>, Vec<Arc<Program>>) {
+        let primary = record.bound.as_ref().map(|bound| self.load_current(bound));
+        (primary, record.digests().filter_map(|digest| self.program(digest).ok()).map(|kept| kept.0).collect())
+    }
+
+    fn load_current(&self, record: &BindingRecord) -> Result<Plan, LoadError> {
         let primary = match self.program(record.current.digest) {
             Ok((program, artifact)) => Ok(plan(&program, &artifact, &record.current.configuration)),
             Err(error) => Err(LoadError(error)),
@@ -192,8 +225,7 @@ impl Inner {
             let event = event.of(record.current.digest, &*record.current.plugin);
             self.shared.events.emit(event.at(record.tenant.clone(), record.hook));
         }
-        let earlier = record.previous.iter().filter_map(|version| self.program(version.digest).ok());
-        (primary, earlier.map(|kept| kept.0).collect())
+        primary
     }
 
     /// The component in the folder that a binding must not follow at the start, because it was staged in the cluster before the one in
@@ -235,7 +267,7 @@ impl Inner {
     fn fetch(&self, mut kept: Vec<Artifact>) -> Result<(), PluginError> {
         if kept.len() > limit::ARTIFACTS {
             let bound = binding::stored(self.store.as_ref())?;
-            let needed = |digest| bound.iter().any(|record| digests(record).any(|of_binding| of_binding == digest));
+            let needed = |digest| bound.iter().any(|record| record.digests().any(|of_slot| of_slot == digest));
             kept.sort_by_cached_key(|artifact| std::cmp::Reverse((needed(artifact.digest), artifact.staged_at_ms)));
         }
         for artifact in kept.into_iter().take(limit::ARTIFACTS) {

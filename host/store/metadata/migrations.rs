@@ -29,6 +29,7 @@ const SQLITE: &[File] = files!("sqlite":
     (9, "placement changes", "0009_placement_changes.sql"),
     (10, "zones", "0010_zones.sql"),
     (11, "maintenance", "0011_maintenance.sql"),
+    (12, "generations", "0012_generations.sql"),
 );
 
 const POSTGRES: &[File] = files!("postgres":
@@ -43,6 +44,7 @@ const POSTGRES: &[File] = files!("postgres":
     (9, "placement changes", "0009_placement_changes.sql"),
     (10, "zones", "0010_zones.sql"),
     (11, "maintenance", "0011_maintenance.sql"),
+    (12, "generations", "0012_generations.sql"),
 );
 
 /// The migrations of an SQLite database.
@@ -120,7 +122,8 @@ mod tests {
                 "d18d3f61aab3b14a",
                 "d73e619b441ec407",
                 "ca485ee810cde26c",
-                "4ad3fc2fd663836b"
+                "4ad3fc2fd663836b",
+                "7ba944f5824a12d6"
             ]
         );
         assert_eq!(
@@ -136,7 +139,8 @@ mod tests {
                 "58bacaaf00447ae5",
                 "d7d9bb8734e6960c",
                 "b01a129f1e9df895",
-                "9ee05d6cfd01b4c6"
+                "9ee05d6cfd01b4c6",
+                "884cf9df73a12b50"
             ]
         );
     }

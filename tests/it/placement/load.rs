@@ -189,7 +189,9 @@ impl Work {
                 break;
             }
             let which = (self.number + turn / 3) % clients.len();
-            let key = format!("key-{}-{}", self.number, turn * 7 % KEYS);
+            let (number, n) = (self.number, turn * 7 % KEYS);
+            // A hook may place those with the same tag together.
+            let key = format!("{{tag-{}}}key-{number}-{n}", n % 5);
             let done = match TENANTS.get(turn % (TENANTS.len() + 1)) {
                 Some((tenant, _)) => self.on_register(turn, tenant, key, &mut clients[which]).await,
                 None => self.on_siblings(turn, key, &clients[which].api).await,

@@ -1,5 +1,6 @@
-//! A cluster's life in a few minutes, under load: it grows, gets more replicas, shrinks, is restarted, loses a disk and a node. Nothing
-//! that was acknowledged is missing, nothing that was deleted comes back, and what is moved is little more than what has to be.
+//! A cluster's life in a few minutes, under load: it grows, gets more replicas, shrinks, swaps a routing hook, is restarted, loses a disk
+//! and a node. Nothing that was acknowledged is missing, nothing that was deleted comes back, and what is moved is little more than what
+//! has to be.
 //!
 //! `WITAN_PLAY_KEYS` sets the number of keys beside those of the load.
 
@@ -12,8 +13,9 @@ use witan_kernel::ring::{Ring, token};
 use witan_wire::v1;
 
 use super::load::{Keys, Load, SIBLINGS};
+use super::swaps::{Placed, bind, rows_are_placed};
 use super::{completed, each_has_its_own, nodes, remove, resized};
-use crate::harness::{Api, Company, Version, delete, eventually, get, node_client, read, write};
+use crate::harness::{Api, Company, Plugins, Version, delete, eventually, get, node_client, read, write};
 
 const BULK: &str = "bulk";
 const VALUE: [u8; 100] = [b'v'; 100];
@@ -28,7 +30,7 @@ pub(super) fn keys() -> usize {
 }
 
 fn bulk(n: usize) -> String {
-    format!("bulk-{n}")
+    format!("{{bulk-{}}}.{n}", n / 10)
 }
 
 /// Does something for each key of the bulk, several at a time.
@@ -77,11 +79,11 @@ fn entering(old: (&Ring, u8), new: (&Ring, u8)) -> usize {
     (0..keys()).map(of_key).sum()
 }
 
-/// Bytes of all records of the bulk on a node, and their number.
-async fn stored(company: &Company, node: usize) -> (usize, usize) {
+/// Bytes of all rows of the bulk on a node, by their name there, and their number.
+async fn stored(company: &Company, node: usize, name: &str) -> (usize, usize) {
     let (mut after, mut bytes, mut records) = (None, 0, 0);
     loop {
-        let request = v1::ScanRangeRequest { tenant_id: BULK.to_owned(), after, ..v1::ScanRangeRequest::default() };
+        let request = v1::ScanRangeRequest { tenant_id: name.to_owned(), after, ..v1::ScanRangeRequest::default() };
         let page = node_client(company.nodes[node].1).scan_range(request).await.expect("scanned").into_inner();
         records += page.records.len();
         bytes += page.records.iter().filter_map(|it| it.record.as_ref()).map(bytes::Bytes::len).sum::<usize>();
@@ -92,12 +94,14 @@ async fn stored(company: &Company, node: usize) -> (usize, usize) {
     }
 }
 
-/// Waits until each node has all records of the bulk of which it is a replica, those of deleted keys apart, and no others.
+/// Waits until each node has all records of the bulk of which it is a replica by the routing hook, those of deleted keys apart, and no
+/// others.
 async fn bulk_is_in_its_place(company: &Company, api: &Api, replicas: u8) {
     let (ring, tenant) = (ring(api).await, TenantId::new(BULK).expect("a tenant"));
     let mut own: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for n in 0..keys() {
-        for node in ring.replicas(token(&tenant, bulk(n).as_bytes()), replicas) {
+        let partition = format!("bulk-{}", n / 10);
+        for node in ring.replicas(token(&tenant, partition.as_bytes()), replicas) {
             let id = company.nodes.iter().map(|(id, _)| id.as_str()).find(|id| *id == node.as_str());
             let (live, all) = own.entry(id.expect("a node of the company")).or_default();
             *live += usize::from(!n.is_multiple_of(DELETED));
@@ -107,7 +111,9 @@ async fn bulk_is_in_its_place(company: &Company, api: &Api, replicas: u8) {
     for (index, (id, _)) in company.nodes.iter().enumerate() {
         let (live, all) = own[id.as_str()];
         eventually(&format!("{id} has between {live} and {all} records"), async || {
-            (live..=all).contains(&stored(company, index).await.1).then_some(())
+            let before = stored(company, index, BULK).await.1;
+            let now = stored(company, index, &format!("{BULK}:1")).await.1;
+            ((live..=all).contains(&now) && before == 0).then_some(())
         })
         .await;
     }
@@ -149,7 +155,7 @@ impl Play {
     async fn grows(&mut self) {
         let api = self.company.api(0);
         let before = ring(&api).await;
-        let (bytes, records) = stored(&self.company, 0).await;
+        let (bytes, records) = stored(&self.company, 0, BULK).await;
         let mut added = Vec::new();
         for _ in 0..3 {
             let node = self.company.another_node().await;
@@ -167,6 +173,17 @@ impl Play {
         self.done(&format!("three nodes have joined: {sent} bytes sent, {share:.3} of the least that is possible"));
         // The load writes, too, and its records are sent twice if they change meanwhile.
         assert!(share < 1.1, "{sent} bytes were sent, and {least} are needed");
+    }
+
+    /// Keys with the same tag are placed together from now on, in two of the tenants.
+    async fn gets_a_hook(&mut self) {
+        let plugins = Plugins::new(self.company.coordinators[1].address);
+        let hash_tag = plugins.upload("hash-tag").await;
+        let (bulk, three) = (bind(&plugins, BULK, &hash_tag).await, bind(&plugins, "three", &hash_tag).await);
+        for migration in [bulk, three] {
+            completed(&self.company.api(0), &migration).await;
+        }
+        self.done("two tenants have another routing hook");
     }
 
     /// Coordinators and nodes are restarted, one after the other. Clients of a coordinator that is not there are refused.
@@ -234,6 +251,7 @@ async fn a_cluster_grows_shrinks_and_loses_a_disk_and_a_node() {
     play.company.end_node(5).await;
     play.company.nodes.truncate(5);
     play.done("a node has left");
+    play.gets_a_hook().await;
     play.ends(load, |_| false).await;
 
     let load = play.load(false);
@@ -264,6 +282,9 @@ async fn a_cluster_grows_shrinks_and_loses_a_disk_and_a_node() {
     let (apis, mut keys) = (play.apis(), std::mem::take(&mut play.keys));
     is_complete(&apis).await;
     keys.all_read(&apis).await;
+    let of_three = keys.of("three").into_iter().map(|(key, has_a_value)| (key.to_owned(), has_a_value)).collect();
+    rows_are_placed(&api, "three", &of_three, (1, Placed::ByTag)).await;
+    keys.registers.retain(|(name, _), _| *name != "three");
     each_has_its_own(&api, &keys).await;
     bulk_is_in_its_place(&play.company, &api, 2).await;
     play.done("everything is as it was acknowledged, and where it belongs");

@@ -15,6 +15,7 @@ use super::super::join_all;
 use super::{Pass, node, tenant};
 
 pub(super) mod ends;
+mod generations;
 mod leftovers;
 mod replaces;
 mod updates;
@@ -37,6 +38,7 @@ pub(super) async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     ends::all(metadata).await;
     updates::all(metadata).await;
     replaces::all(metadata).await;
+    generations::all(metadata).await;
 }
 
 async fn empty<M: Metadata>(metadata: &M) {

@@ -166,7 +166,9 @@ pub(crate) fn data(at: usize, bytes: &[u8]) -> String {
 
 static WIT: LazyLock<(Resolve, PackageId)> = LazyLock::new(|| {
     let mut resolve = Resolve::default();
-    let wit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../wit/0.1.0");
+    // Of the plugin host's tests, and of those of real processes.
+    let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    let wit = above.map(|folder| folder.join("wit/0.1.0")).find(|wit| wit.is_dir()).unwrap();
     let (package, _) = resolve.push_dir(wit).unwrap();
     (resolve, package)
 });

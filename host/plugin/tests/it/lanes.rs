@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use witan_kernel::hook::Hook;
-use witan_kernel::port::{Artifact, BindingOnRecord, PluginStore, Slot, StoreError};
+use witan_kernel::port::{Artifact, BindingOnRecord, Migration, PlacementChange, PluginStore, Slot, StoreError};
 use witan_memory::MemoryPlugins;
 use witan_plugin::event::{Event, EventKind};
 use witan_plugin::{BindRequest, Digest, OnFault, PluginError, PluginHost, Reference, Settings};
@@ -78,8 +78,19 @@ impl PluginStore for Observed {
         self.store.binding(slot)
     }
 
-    fn save(&self, slot: &Slot, record: String, puts_in_force: Digest) -> Result<(), StoreError> {
+    fn save(&self, slot: &Slot, record: String, puts_in_force: Option<Digest>) -> Result<(), StoreError> {
         self.store.save(slot, record, puts_in_force)
+    }
+
+    fn save_and_move(
+        &self,
+        slot: &Slot,
+        record: String,
+        puts_in_force: Option<Digest>,
+        change: PlacementChange,
+        now_ms: u64,
+    ) -> Result<Migration, StoreError> {
+        self.store.save_and_move(slot, record, puts_in_force, change, now_ms)
     }
 
     fn remove(&self, slot: &Slot) -> Result<(), StoreError> {

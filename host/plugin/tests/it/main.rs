@@ -5,6 +5,7 @@ mod bounds;
 mod first_party;
 mod folder;
 mod full;
+mod generations;
 mod guest;
 mod hostile;
 mod lanes;

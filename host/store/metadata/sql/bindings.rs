@@ -50,7 +50,7 @@ async fn get(db: &mut Db, slot: Slot) -> Result<Option<BindingOnRecord>, StoreEr
     row.as_ref().map(record).transpose()
 }
 
-async fn save(
+pub(super) async fn save(
     db: &mut Db,
     slot: Slot,
     expected: u64,

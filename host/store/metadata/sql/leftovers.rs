@@ -11,13 +11,15 @@ use super::row::Row;
 /// its store is not retired.
 pub(super) async fn leave(db: &mut Db, left: &Leftover) -> Result<(), StoreError> {
     let (tenant, node) = (Value::Text(left.tenant.as_str()), Value::Text(left.node.as_str()));
-    let placed = |placed: Placed| [Value::Number(placed.ring), Value::Number(placed.replication_factor.into())];
-    let ([from_ring, from_factor], [to_ring, to_factor]) = (placed(left.from), placed(left.to));
+    let placed =
+        |placed: Placed| [placed.ring, placed.replication_factor.into(), placed.generation.into()].map(Value::Number);
+    let ([from_ring, from_factor, from_generation], [to_ring, to_factor, to_generation]) =
+        (placed(left.from), placed(left.to));
     let hand_over = Value::Flag(left.hand_over);
-    let same = [tenant, node, from_ring, from_factor, to_ring, to_factor, hand_over];
+    let same = [tenant, node, from_ring, from_factor, to_ring, to_factor, hand_over, from_generation, to_generation];
     db.execute(
         "DELETE FROM placement_leftovers WHERE tenant_id = $1 AND node_id = $2 AND from_ring = $3 AND from_factor = $4
-             AND to_ring = $5 AND to_factor = $6 AND hand_over = $7",
+             AND to_ring = $5 AND to_factor = $6 AND hand_over = $7 AND from_generation = $8 AND to_generation = $9",
         &same,
     )
     .await?;
@@ -28,11 +30,12 @@ pub(super) async fn leave(db: &mut Db, left: &Leftover) -> Result<(), StoreError
     values.extend([epoch, created, Value::Text(StoreState::Retired.as_str())]);
     db.execute(
         "INSERT INTO placement_leftovers
-            (tenant_id, node_id, from_ring, from_factor, to_ring, to_factor, hand_over, epoch, created_at)
+            (tenant_id, node_id, from_ring, from_factor, to_ring, to_factor, hand_over, from_generation, to_generation, epoch,
+            created_at)
          SELECT CAST($1 AS TEXT), node_id, CAST($3 AS BIGINT), CAST($4 AS BIGINT), CAST($5 AS BIGINT), CAST($6 AS BIGINT), $7,
-            CAST($8 AS BIGINT), CAST($9 AS BIGINT)
+            CAST($8 AS BIGINT), CAST($9 AS BIGINT), CAST($10 AS BIGINT), CAST($11 AS BIGINT)
          FROM storage_nodes WHERE node_id = $2 AND NOT EXISTS
-            (SELECT 1 FROM stores WHERE stores.store_id = storage_nodes.store_id AND stores.state = $10)",
+            (SELECT 1 FROM stores WHERE stores.store_id = storage_nodes.store_id AND stores.state = $12)",
         &values,
     )
     .await
@@ -49,7 +52,8 @@ pub(super) async fn page(
     let (after, node) = after.as_ref().map_or(("", ""), |(tenant, node)| (tenant.as_str(), node.as_str()));
     let rows = db
         .rows(
-            "SELECT tenant_id, node_id, epoch, from_ring, from_factor, to_ring, to_factor, hand_over, created_at
+            "SELECT tenant_id, node_id, epoch, from_ring, from_factor, to_ring, to_factor, hand_over, created_at,
+                from_generation, to_generation
              FROM placement_leftovers WHERE (tenant_id = $1 OR $2 = 1)
                  AND (tenant_id > $4 OR tenant_id = $4 AND node_id > $5)
              ORDER BY tenant_id, node_id, epoch LIMIT $3",
@@ -85,14 +89,18 @@ pub(super) async fn forget_of_node(db: &mut Db, node: &NodeId) -> Result<(), Sto
 }
 
 fn leftover(row: &Row) -> Result<Leftover, StoreError> {
-    let placed = |ring, factor| {
-        Ok::<_, StoreError>(Placed { ring: row.number(ring)?, replication_factor: row.number(factor)?, generation: 0 })
+    let placed = |ring, factor, generation| {
+        Ok::<_, StoreError>(Placed {
+            ring: row.number(ring)?,
+            replication_factor: row.number(factor)?,
+            generation: row.number(generation)?,
+        })
     };
     Ok(Leftover {
         tenant: row.spelled("tenant_id", |text| TenantId::new(text).ok())?,
         node: row.spelled("node_id", |text| NodeId::new(text).ok())?,
-        from: placed("from_ring", "from_factor")?,
-        to: placed("to_ring", "to_factor")?,
+        from: placed("from_ring", "from_factor", "from_generation")?,
+        to: placed("to_ring", "to_factor", "to_generation")?,
         hand_over: row.flag("hand_over")?,
         epoch: row.number("epoch")?,
         created_at_ms: row.number("created_at")?,

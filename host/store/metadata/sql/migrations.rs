@@ -6,19 +6,29 @@ use witan_kernel::name::{NodeId, StoreId, TenantId, Zone};
 use witan_kernel::port::moves::replaces::PlannedStore;
 use witan_kernel::port::moves::{self, OnRecord, Plan, Planned};
 use witan_kernel::port::{
-    Answer, Changed, Leftover, MIGRATIONS, Migration, MigrationProgress, MigrationStatus, MigrationStore, MoveTenant,
-    NodeStatus, Owing, PlacementChange, Published, StorageNode, StoreError, rules,
+    Answer, Changed, HookRecord, Leftover, MIGRATIONS, Migration, MigrationProgress, MigrationStatus, MigrationStore,
+    MoveTenant, NodeStatus, Owing, PlacementChange, Published, StorageNode, StoreError, rules,
 };
 use witan_kernel::ring::Member;
 use witan_kernel::tenant::Tenant;
 
 use super::db::{Db, Value};
 use super::row::{Row, damaged};
-use super::{Driver, SqlMetadata, changes, leftovers, placement, rings, stores, tenants};
+use super::{Driver, SqlMetadata, bindings, changes, leftovers, placement, rings, stores, tenants};
 
 impl<D: Driver> MigrationStore for SqlMetadata<D> {
     fn change_placement(&self, change: PlacementChange, now_ms: u64) -> Answer<Migration> {
         self.change(move |db| Box::pin(change_placement(db, change, now_ms)))
+    }
+
+    fn swap_hook(&self, record: HookRecord, change: PlacementChange, now_ms: u64) -> Answer<(u64, Migration)> {
+        self.change(move |db| {
+            Box::pin(async move {
+                let HookRecord { slot, expected, record, puts_in_force } = record;
+                let version = bindings::save(db, slot, expected, record, puts_in_force, false).await?;
+                Ok((version, change_placement(db, change, now_ms).await?))
+            })
+        })
     }
 
     fn migration(&self, number: u64) -> Answer<Migration> {
@@ -92,7 +102,7 @@ async fn make_room(db: &mut Db) -> Result<(), StoreError> {
     }
     db.execute(
         "DELETE FROM migrations WHERE number IN
-            (SELECT number FROM migrations WHERE status IN ('completed', 'cancelled') ORDER BY number LIMIT $1)",
+            (SELECT number FROM migrations WHERE status IN ('completed', 'cancelled', 'failed') ORDER BY number LIMIT $1)",
         &[Value::Number(superfluous as u64)],
     )
     .await
@@ -209,7 +219,7 @@ macro_rules! migrations_where {
         concat!(
             "SELECT number, kind, node_id, host, port, virtual_nodes, lost, tenant_id, factor, ring, factor_before, status,
                 cancel_requested, tenants_done, tenants_total, keys_done, keys_total, bytes_done, message, created_at,
-                started_at, finished_at, zone, virtual_nodes_before, zone_before, store_before, store_after
+                started_at, finished_at, zone, virtual_nodes_before, zone_before, store_before, store_after, generation
              FROM migrations WHERE ",
             $condition
         )
@@ -252,6 +262,7 @@ struct Columns<'a> {
     lost: bool,
     stores: Option<(StoreId, StoreId)>,
     factor: Option<u64>,
+    generation: Option<u64>,
 }
 
 fn columns(change: &PlacementChange) -> Columns<'_> {
@@ -277,21 +288,23 @@ fn columns(change: &PlacementChange) -> Columns<'_> {
         PlacementChange::ReplicationFactor { to, .. } => {
             Columns { kind: REPLICATION_FACTOR, factor: Some(u64::from(*to)), ..Columns::default() }
         }
-        PlacementChange::Generation { .. } => Columns { kind: ROUTING_HOOK, ..Columns::default() },
+        PlacementChange::Generation { generation, .. } => {
+            Columns { kind: ROUTING_HOOK, generation: Some(u64::from(*generation)), ..Columns::default() }
+        }
     }
 }
 
 async fn put(db: &mut Db, of: &Migration) -> Result<(), StoreError> {
-    let Columns { kind, host, port, virtual_nodes, zone, lost, stores, factor } = columns(&of.change);
+    let Columns { kind, host, port, virtual_nodes, zone, lost, stores, factor, generation } = columns(&of.change);
     let (before, after) = stores.unzip();
     let progress = &of.progress;
     db.execute(
         "INSERT INTO migrations
             (number, kind, node_id, host, port, virtual_nodes, lost, tenant_id, factor, ring, factor_before, status,
             cancel_requested, tenants_done, tenants_total, keys_done, keys_total, bytes_done, message, created_at,
-            started_at, finished_at, zone, virtual_nodes_before, zone_before, store_before, store_after)
+            started_at, finished_at, zone, virtual_nodes_before, zone_before, store_before, store_after, generation)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
-            $25, $26, $27)
+            $25, $26, $27, $28)
          ON CONFLICT (number) DO UPDATE SET status = $12, cancel_requested = $13, tenants_done = $14, tenants_total = $15,
             keys_done = $16, keys_total = $17, bytes_done = $18, message = $19, started_at = $21, finished_at = $22",
         &[
@@ -322,6 +335,7 @@ async fn put(db: &mut Db, of: &Migration) -> Result<(), StoreError> {
             Value::MaybeText(of.was.as_ref().map(|was| was.zone.as_str())),
             Value::MaybeBytes(before.as_ref().map(|store| &store.0[..])),
             Value::MaybeBytes(after.as_ref().map(|store| &store.0[..])),
+            Value::MaybeNumber(generation),
         ],
     )
     .await
@@ -355,6 +369,10 @@ fn change(row: &Row) -> Result<PlacementChange, StoreError> {
         REPLICATION_FACTOR => Ok(PlacementChange::ReplicationFactor {
             tenant: row.spelled("tenant_id", |text| TenantId::new(text).ok())?,
             to: row.number("factor")?,
+        }),
+        ROUTING_HOOK => Ok(PlacementChange::Generation {
+            tenant: row.spelled("tenant_id", |text| TenantId::new(text).ok())?,
+            generation: row.number("generation")?,
         }),
         other => Err(damaged("kind", &other)),
     }

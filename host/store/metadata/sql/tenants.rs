@@ -41,7 +41,8 @@ macro_rules! tenants_where {
         concat!(
             "SELECT tenant_id, replication_factor, conflict_mode, ordering, read_repair, default_level, minimum_level,
                 idempotency_outage, created_at, updated_at, deleted_at, version, idempotency_retention_ms,
-                ring, wanted_factor, move_ring, move_factor, move_step, move_prepared, move_since
+                ring, wanted_factor, move_ring, move_factor, move_step, move_prepared, move_since,
+                generation, generations, wanted_generation, move_generation
              FROM tenants WHERE ",
             $condition
         )
@@ -57,8 +58,9 @@ async fn create(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreError> {
     db.execute(
         "INSERT INTO tenants (tenant_id, replication_factor, conflict_mode, ordering, read_repair, default_level,
             minimum_level, idempotency_outage, created_at, updated_at, deleted_at, version, idempotency_retention_ms,
-            ring, wanted_factor, move_ring, move_factor, move_step, move_prepared, move_since)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
+            ring, wanted_factor, move_ring, move_factor, move_step, move_prepared, move_since, generation, generations,
+            wanted_generation, move_generation)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)",
         &values(&tenant),
     )
     .await?;
@@ -140,7 +142,8 @@ pub(super) async fn put(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreErro
             "UPDATE tenants SET replication_factor = $2, conflict_mode = $3, ordering = $4, read_repair = $5,
                 default_level = $6, minimum_level = $7, idempotency_outage = $8, created_at = $9, updated_at = $10,
                 deleted_at = $11, version = version + 1, idempotency_retention_ms = $13, ring = $14, wanted_factor = $15,
-                move_ring = $16, move_factor = $17, move_step = $18, move_prepared = $19, move_since = $20
+                move_ring = $16, move_factor = $17, move_step = $18, move_prepared = $19, move_since = $20,
+                generation = $21, generations = $22, wanted_generation = $23, move_generation = $24
              WHERE tenant_id = $1 AND version = $12",
             &values(&tenant),
         )
@@ -151,7 +154,7 @@ pub(super) async fn put(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreErro
     Ok(Tenant { version: tenant.version + 1, ..tenant })
 }
 
-fn values(tenant: &Tenant) -> [Value<'_>; 20] {
+fn values(tenant: &Tenant) -> [Value<'_>; 24] {
     let moving = tenant.moving.as_ref();
     [
         Value::Text(tenant.id.as_str()),
@@ -174,6 +177,10 @@ fn values(tenant: &Tenant) -> [Value<'_>; 20] {
         Value::MaybeText(moving.map(|moving| moving.step.as_str())),
         Value::MaybeNumber(moving.map(|moving| moving.prepared)),
         Value::MaybeNumber(moving.map(|moving| moving.since)),
+        Value::Number(tenant.generation.into()),
+        Value::Number(tenant.generations.into()),
+        Value::MaybeNumber(tenant.wanted_generation.map(u64::from)),
+        Value::Number(moving.map_or(0, |moving| moving.to.generation.into())),
     ]
 }
 
@@ -182,9 +189,9 @@ fn tenant(row: &Row) -> Result<Tenant, StoreError> {
     Ok(Tenant {
         wanted_factor: row.maybe_number("wanted_factor")?,
         ring: row.number("ring")?,
-        generation: 0,
-        generations: 0,
-        wanted_generation: None,
+        generation: row.number("generation")?,
+        generations: row.number("generations")?,
+        wanted_generation: row.maybe_number("wanted_generation")?,
         moving: moving(row)?,
         id: row.spelled("tenant_id", |text| TenantId::new(text).ok())?,
         replication_factor: row.number("replication_factor")?,
@@ -207,7 +214,11 @@ fn moving(row: &Row) -> Result<Option<Moving>, StoreError> {
         return Ok(None);
     }
     Ok(Some(Moving {
-        to: Placed { ring: row.number("move_ring")?, replication_factor: row.number("move_factor")?, generation: 0 },
+        to: Placed {
+            ring: row.number("move_ring")?,
+            replication_factor: row.number("move_factor")?,
+            generation: row.number("move_generation")?,
+        },
         step: row.spelled("move_step", Step::parse)?,
         prepared: row.number("move_prepared")?,
         since: row.number("move_since")?,

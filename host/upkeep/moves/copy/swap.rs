@@ -60,7 +60,7 @@ impl<'a> Swap<'a> {
     pub(super) async fn goes(&self, tenant: &TenantId, key: &Key) -> Goes {
         let mut tries = 0;
         loop {
-            let at = match self.hooks.partition_key(self.to.generation, key) {
+            let at = match self.hooks.partition_key_apart(self.to.generation, key) {
                 Partition::Native => token(tenant, key.bytes()),
                 Partition::By { key, .. } => token(tenant, &key),
                 Partition::Unknown => return Goes::Unknown,
