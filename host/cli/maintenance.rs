@@ -131,7 +131,9 @@ async fn by_another(
         Problem::of(Deed::Node)(status)
     })?;
     let removed = removed.into_inner();
-    if global.output == Output::Json && !(wait && !removed.migration_id.is_empty()) {
+    // One object for each command: with --wait, the migration once it has ended.
+    let waits = wait && !removed.migration_id.is_empty();
+    if global.output == Output::Json && !waits {
         output::object(&json!({
             "node_id": node_id,
             "with": new,
@@ -146,11 +148,11 @@ async fn by_another(
             output::line(&format!("{of}{}", done.message))?;
         }
     }
-    match (wait, removed.migration_id.is_empty()) {
+    if waits {
         // What joins is completed with it, or before: both end when every tenant is on the newest ring.
-        (true, false) => migration::watch::until_completed(global, removed.migration_id).await,
-        _ => Ok(ExitCode::SUCCESS),
+        return migration::watch::until_completed(global, removed.migration_id).await;
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A node on record.

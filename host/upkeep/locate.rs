@@ -150,9 +150,9 @@ fn has(place: &Place, record: Option<&Encoded>) -> Has {
 fn level(answers: &[Result<Option<Encoded>, String>]) -> Vec<bool> {
     let mut known: PerReplica<(u8, Option<Record>)> = PerReplica::new();
     for (replica, answer) in (0..).zip(answers) {
-        match answer.as_ref().map(|record| record.as_ref().map(Encoded::decode).transpose()) {
-            Ok(Ok(record)) => known.push((replica, record)),
-            Ok(Err(_)) | Err(_) => {}
+        let decoded = answer.as_ref().map(|record| record.as_ref().map(Encoded::decode).transpose());
+        if let Ok(Ok(record)) = decoded {
+            known.push((replica, record));
         }
     }
     let reconciled = reconcile(&known);
