@@ -59,7 +59,7 @@ use scenario::{Play, SHAPES, Scenario};
 use world::lock;
 
 /// Default number of seeds to run: 20 of each scenario, about a minute on two cores.
-const SEEDS: u64 = 780;
+const SEEDS: u64 = 800;
 
 thread_local! {
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
