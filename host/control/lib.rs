@@ -6,9 +6,9 @@
 //! Reading order: [`Turns`] (how many calls may be under way),
 //! [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data, while
 //! there is none), `migrations`, `swaps`, `plan` and `leftovers` (changes that move it), `maintenance` (what operators do to a node),
-//! `fences` (when a change may be answered), [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be written),
-//! [`small_records`] (one that takes more care), [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache` (the tenants
-//! that requests see).
+//! `fences` (when a change may be answered), [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be
+//! written), [`small_records`] (one that takes more care), [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache`
+//! (the tenants that requests see).
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]

@@ -254,11 +254,11 @@ pub trait MigrationStore: Send + Sync + 'static {
 
     /// Asks to give a placement change up, and in the same transaction takes back what [`Self::change_placement`] has made: a node that was
     /// to join is no member of the ring's next version, one that was to leave is one again, one that was updated is as before, a tenant
-    /// keeps its factor, or its generation, a store that was to be filled is not [admitted](super::StoreState::Filling) any longer. What has
-    /// moved already moves back. Returns it as it is; one that has ended, or was taken back before, is returned unchanged.
+    /// keeps its factor, or its generation, a store that was to be filled is not [admitted](super::StoreState::Filling) any longer. What
+    /// has moved already moves back. Returns it as it is; one that has ended, or was taken back before, is returned unchanged.
     /// [`StoreError::Missing`]; [`StoreError::Conflict`] if the node is taken for lost or has left already, if the store is filled, if
-    /// later changes of nodes rest on it, if the ring would have too few nodes for a tenant's replicas, or if the tenant has the generation
-    /// already: none is used again.
+    /// later changes of nodes rest on it, if the ring would have too few nodes for a tenant's replicas, or if the tenant has the
+    /// generation already: none is used again.
     fn cancel_migration(&self, number: u64, now_ms: u64) -> Answer<Migration>;
 
     /// Publishes a step of the move of a tenant that is still at `version`. The tenant is returned as stored, one version later.

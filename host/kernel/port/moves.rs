@@ -151,43 +151,6 @@ impl Tenant {
     }
 }
 
-impl PlacementChange {
-    /// The node that joins, leaves or is updated, or whose store is replaced.
-    pub fn node(&self) -> Option<&NodeId> {
-        match self {
-            Self::AddNode(node) => Some(&node.id),
-            Self::RemoveNode { node, .. } | Self::UpdateNode { node, .. } | Self::ReplaceStore { node, .. } => {
-                Some(node)
-            }
-            Self::ReplicationFactor { .. } | Self::Generation { .. } => None,
-        }
-    }
-
-    /// True if it makes the next version of the ring.
-    pub fn changes_ring(&self) -> bool {
-        match self {
-            Self::AddNode(_) | Self::RemoveNode { .. } | Self::UpdateNode { .. } => true,
-            Self::ReplaceStore { .. } | Self::ReplicationFactor { .. } | Self::Generation { .. } => false,
-        }
-    }
-
-    /// The tenant that is to have another factor, or another generation.
-    pub fn tenant(&self) -> Option<&TenantId> {
-        match self {
-            Self::ReplicationFactor { tenant, .. } | Self::Generation { tenant, .. } => Some(tenant),
-            Self::AddNode(_) | Self::RemoveNode { .. } | Self::UpdateNode { .. } | Self::ReplaceStore { .. } => None,
-        }
-    }
-
-    /// As it is recorded: a node that joins is active.
-    fn recorded(self) -> Self {
-        match self {
-            Self::AddNode(node) => Self::AddNode(StorageNode { status: NodeStatus::Active, ..node }),
-            other => other,
-        }
-    }
-}
-
 impl Migration {
     /// The rule of [`MigrationStore::note_migration`](super::MigrationStore::note_migration): the record afterwards.
     #[must_use]
@@ -605,6 +568,7 @@ pub fn no_migration(number: u64) -> StoreError {
     StoreError::Missing(format!("placement change {number}"))
 }
 
+mod changes;
 mod generations;
 pub mod replaces;
 mod updates;
