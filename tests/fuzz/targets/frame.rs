@@ -85,7 +85,7 @@ fn scan(wire: ScanRangeRequest) -> Seen {
         Err(wrong) => Seen::of((3, wrong.field)),
         Ok(scan) => {
             assert_eq!(scan_from_wire(scan_to_wire(&node, scan.clone())).as_ref(), Ok(&scan));
-            Seen::of((3, scan.tenant.is_some(), scan.after.is_some(), scan.abridged))
+            Seen::of((3, scan.space.is_some(), scan.after.is_some(), scan.abridged))
         }
     }
 }
