@@ -395,8 +395,7 @@ impl<W: World> Exchange<W> {
         }
         *restarts -= 1;
         let (epoch, deadline) = (self.plan.epoch.revision, self.plan.deadline);
-        let beyond = self.coordinator.following.beyond();
-        self.coordinator.follows_beyond(beyond, Some(&self.plan.tenant.id), epoch, deadline).await
+        self.coordinator.follows_beyond(Some(&self.plan.tenant.id), epoch, deadline).await
     }
 }
 

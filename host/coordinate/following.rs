@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::TenantId;
 use witan_kernel::port::{Clock, until};
@@ -43,8 +43,8 @@ pub(super) struct Following {
     /// Tenants (`None`: every one) whose bindings have changed and are not in force here yet, each with the revision of before. Nearly
     /// always empty.
     outdated: ArcSwap<BTreeMap<Option<TenantId>, Arc<Epoch>>>,
-    /// The same as `now`, for those that wait for a later one.
-    later: watch::Sender<u64>,
+    /// Wakes those that wait for a later one, in the order in which they came, so that a simulated play is the same each time.
+    later: Notify,
     /// Woken when an operation waits for a later revision.
     behind: Notify,
     /// Woken when the last operation of an earlier epoch has ended, and when a later one is followed.
@@ -55,7 +55,7 @@ impl Default for Following {
     fn default() -> Self {
         let ended = Arc::<Notify>::default();
         let now = ArcSwap::from_pointee(Epoch { revision: 0, ended: Arc::clone(&ended) });
-        let (earlier, outdated, later) = (Mutex::default(), ArcSwap::default(), watch::Sender::default());
+        let (earlier, outdated, later) = (Mutex::default(), ArcSwap::default(), Notify::default());
         Self { now, earlier, outdated, later, behind: Notify::default(), ended }
     }
 }
@@ -96,11 +96,6 @@ impl Following {
         self.outdated.store(Arc::new(outdated));
     }
 
-    /// To be taken before what is looked up, for [`Coordinator::follows_beyond`].
-    pub(super) fn beyond(&self) -> watch::Receiver<u64> {
-        self.later.subscribe()
-    }
-
     fn follow(&self, revision: u64) {
         // Looked for twice a second, whether there is anything new or not.
         if self.now.load().revision == revision {
@@ -113,7 +108,7 @@ impl Following {
         earlier.push(Arc::downgrade(&before));
         drop(earlier);
         drop(before);
-        self.later.send_replace(revision);
+        self.later.notify_waiters();
         self.ended.notify_one();
     }
 
@@ -141,7 +136,7 @@ impl<W: World> Coordinator<W> {
     pub fn bindings_followed(&self) {
         if !self.following.outdated.load().is_empty() {
             self.following.outdated.store(Arc::default());
-            self.following.later.send_modify(|_| {});
+            self.following.later.notify_waiters();
         }
     }
 
@@ -167,20 +162,23 @@ impl<W: World> Coordinator<W> {
 
     /// Waits until changes after `revision` are followed, and if `tenant` is one, until its bindings are in force as of then, or until
     /// `deadline` (monotonic microseconds). False if they are not.
-    pub(super) async fn follows_beyond(
-        &self,
-        mut followed: watch::Receiver<u64>,
-        tenant: Option<&TenantId>,
-        revision: u64,
-        deadline: u64,
-    ) -> bool {
+    pub(super) async fn follows_beyond(&self, tenant: Option<&TenantId>, revision: u64, deadline: u64) -> bool {
         self.following.behind.notify_one();
         let now = self.ports.clock.monotonic_micros();
         let time = until(deadline.min(now + PATIENCE_MICROS), now);
-        let is_beyond =
-            |followed: &u64| *followed > revision && tenant.is_none_or(|of| !self.following.is_outdated(of));
-        let beyond = tokio::time::timeout(time, followed.wait_for(is_beyond)).await;
-        matches!(beyond, Ok(Ok(_)))
+        let following = &self.following;
+        let beyond = async {
+            loop {
+                let later = following.later.notified();
+                tokio::pin!(later);
+                later.as_mut().enable();
+                if following.now.load().revision > revision && tenant.is_none_or(|of| !following.is_outdated(of)) {
+                    return;
+                }
+                later.await;
+            }
+        };
+        tokio::time::timeout(time, beyond).await.is_ok()
     }
 }
 

@@ -84,13 +84,13 @@ impl<W: World> Coordinator<W> {
         let arrived = self.arrival(request.arrived);
         let mut restarts = RESTARTS;
         loop {
-            let (epoch, beyond) = (self.following.begins(), self.following.beyond());
+            let epoch = self.following.begins();
             let listing = self.listing(request.clone(), arrived, &epoch).await?;
             let deadline = listing.deadline;
             match listing.run().await {
                 Err(Failure::StaleEpoch) if restarts > 0 => {
                     restarts -= 1;
-                    if !self.follows_beyond(beyond, None, epoch.revision, deadline).await {
+                    if !self.follows_beyond(None, epoch.revision, deadline).await {
                         return Err(Failure::StaleEpoch);
                     }
                 }

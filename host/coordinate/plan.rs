@@ -107,8 +107,8 @@ impl<W: World> Coordinator<W> {
                 Err(Failure::StaleEpoch) if restarts > 0 => {
                     restarts -= 1;
                     let deadline = self.deadline(asks.operation, asks.arrived, asks.timeout);
-                    let (epoch, beyond) = (self.followed(), self.following.beyond());
-                    if !Box::pin(self.follows_beyond(beyond, Some(asks.tenant), epoch, deadline)).await {
+                    let epoch = self.followed();
+                    if !Box::pin(self.follows_beyond(Some(asks.tenant), epoch, deadline)).await {
                         return Err(Failure::StaleEpoch);
                     }
                 }
