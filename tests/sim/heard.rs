@@ -182,9 +182,11 @@ impl Heard {
     }
 }
 
-/// Whether some replica was asked this twice: the operation has begun again, or its round has.
+/// Whether some replica was asked this twice: the operation has begun again, or its round has. A replica that has minted and is then sent
+/// what another one had besides counts anew as well.
 fn asked_twice(asked: &[Asked], kind: Kind) -> bool {
-    let nodes: Vec<&NodeId> = asked.iter().filter(|asked| asked.kind == kind).map(|asked| &asked.node).collect();
+    let is_of = |of: Kind| of == kind || kind == Kind::Merge && of == Kind::Put;
+    let nodes: Vec<&NodeId> = asked.iter().filter(|asked| is_of(asked.kind)).map(|asked| &asked.node).collect();
     nodes.iter().enumerate().any(|(at, node)| nodes[..at].contains(node))
 }
 
