@@ -124,30 +124,10 @@ pub enum Command {
     Bind(Bind),
     /// Restore the previous binding
     #[command(after_help = ROLLBACK_EXAMPLES)]
-    Rollback {
-        /// The hook
-        #[arg(value_parser = choice::hook())]
-        hook: Hook,
-        /// The tenant [default: the binding for all tenants]
-        #[arg(short, long)]
-        tenant: Option<String>,
-        /// Wait until no coordinator that is cut off can go by what was bound before; if records move, until they have
-        #[arg(long)]
-        wait: bool,
-    },
+    Rollback(Bound),
     /// Remove a binding: the native rule applies again
     #[command(after_help = UNBIND_EXAMPLES)]
-    Unbind {
-        /// The hook
-        #[arg(value_parser = choice::hook())]
-        hook: Hook,
-        /// The tenant [default: the binding for all tenants]
-        #[arg(short, long)]
-        tenant: Option<String>,
-        /// Wait until no coordinator that is cut off can go by what was bound before; if records move, until they have
-        #[arg(long)]
-        wait: bool,
-    },
+    Unbind(Bound),
     /// Show the uploaded plugins
     #[command(after_help = LIST_EXAMPLES)]
     List,
@@ -174,6 +154,20 @@ pub enum Command {
         /// A digest, name@version, or name
         plugin: String,
     },
+}
+
+/// A binding that is to be changed without naming a plugin.
+#[derive(Debug, clap::Args)]
+pub struct Bound {
+    /// The hook
+    #[arg(value_parser = choice::hook())]
+    pub hook: Hook,
+    /// The tenant [default: the binding for all tenants]
+    #[arg(short, long)]
+    pub tenant: Option<String>,
+    /// Wait until no coordinator that is cut off can go by what was bound before; if records move, until they have
+    #[arg(long)]
+    pub wait: bool,
 }
 
 /// Arguments of `plugin bind`.
@@ -211,13 +205,13 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
             let answer = bind(global, args).await?;
             bound(global, "bound", &answer, wait.then_some(waits_for)).await
         }
-        Command::Unbind { hook, tenant, wait } => {
+        Command::Unbind(Bound { hook, tenant, wait }) => {
             let waits_for = wait.then(|| tenant.clone().unwrap_or_default());
             let unbind = Bind { hook, plugin: None, tenant, configuration: None, on_fault: None, none: true, wait };
             let answer = bind(global, unbind).await?;
             bound(global, "unbound", &answer, waits_for).await
         }
-        Command::Rollback { hook, tenant, wait } => {
+        Command::Rollback(Bound { hook, tenant, wait }) => {
             let tenant = tenant.unwrap_or_default();
             let request = RollbackBindingRequest { tenant_id: tenant.clone(), hook: spelling(Some(hook)) };
             let answer = client::plugins(global).await?.rollback_binding(within(global, request)).await;

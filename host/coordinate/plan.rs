@@ -343,16 +343,9 @@ fn place(
     Ok((Place { token, space: Space::new(id, generation), key: key.clone() }, partition))
 }
 
-/// The order in which replicas are read: the routing hook's, else reachable ones first, by their median round trip; but in either case
-/// those last that are to be [asked last](Replicas::is_asked_last). Returns each index of the asked replicas once.
-pub(super) fn read_order(plan: &Plan, states: &[ReplicaState], is_last: impl Fn(u8) -> bool) -> PerReplica<u8> {
-    let (mut order, last): (PerReplica<u8>, PerReplica<u8>) =
-        preferred(plan, states).into_iter().partition(|replica| !is_last(*replica));
-    order.extend(last);
-    order
-}
-
-fn preferred(plan: &Plan, states: &[ReplicaState]) -> PerReplica<u8> {
+/// The order in which replicas are read: the routing hook's, else reachable ones first, by their median round trip. Returns each index of
+/// the asked replicas once.
+pub(super) fn read_order(plan: &Plan, states: &[ReplicaState]) -> PerReplica<u8> {
     let asked = plan.route.asked();
     let mut order: PerReplica<u8> = (0..asked).collect();
     order.sort_by_key(|replica| {

@@ -103,14 +103,15 @@ impl<W: World> Exchange<W> {
     pub(super) async fn gather(&mut self) -> Result<(Reconciled, PerReplica<u8>), Failed> {
         let states = self.coordinator.states(self.plan.replicas());
         let tally = self.plan.asking();
-        let is_last = |replica: u8| self.is_asked_last(replica);
-        let mut order = read_order(&self.plan, &states, is_last);
-        order.retain(|replica| tally.is_open(*replica));
-        let last = order.iter().filter(|replica| is_last(**replica)).count();
+        let open = read_order(&self.plan, &states).into_iter().filter(|replica| tally.is_open(*replica));
+        // Whatever a routing hook says, nodes under maintenance come last.
+        let (mut order, last): (PerReplica<u8>, PerReplica<u8>) =
+            open.partition(|replica| !self.is_asked_last(*replica));
+        order.extend_from_slice(&last);
         let metrics = Arc::clone(&self.coordinator.metrics);
         let hedging = Hedging { started: self.now(), budget: move || metrics.take_hedge() };
         let mut round = ReadRound::new(order, tally, self.plan.policy.shortfall, hedging);
-        round.not_hedged(last);
+        round.not_hedged(last.len());
         let slowest = round.asked().iter().map(|r| states[usize::from(*r)].latency_p99_us).max().unwrap_or(0);
         round.hedge_after(self.hedge_after(slowest));
         let mut unreadable: SmallVec<[ReplicaError; 0]> = SmallVec::new();

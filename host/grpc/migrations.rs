@@ -356,19 +356,8 @@ mod tests {
     use super::*;
 
     fn migration(change: PlacementChange) -> Migration {
-        Migration {
-            number: 1,
-            change,
-            ring: 1,
-            before: 0,
-            was: None,
-            status: MigrationStatus::InProgress,
-            cancel_requested: false,
-            progress: MigrationProgress::default(),
-            created_at_ms: 0,
-            started_at_ms: Some(10_000),
-            finished_at_ms: None,
-        }
+        let began = MigrationStatus::InProgress;
+        Migration { number: 1, status: began, started_at_ms: Some(10_000), ..Migration::pending(change, 1, 0) }
     }
 
     #[test]

@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use witan_kernel::port::{
-    Artifact, BindingOnRecord, Digest, Migration, MigrationProgress, MigrationStatus, PlacementChange, PluginStore,
-    Slot, StoreError, rules,
+    Artifact, BindingOnRecord, Digest, Migration, PlacementChange, PluginStore, Slot, StoreError, rules,
 };
 use witan_kernel::sync::lock;
 
@@ -109,19 +108,8 @@ impl PluginStore for MemoryPlugins {
         now_ms: u64,
     ) -> Result<Migration, StoreError> {
         self.save(slot, record, puts_in_force)?;
-        Ok(Migration {
-            number: lock(&self.kept).versions,
-            change,
-            ring: 0,
-            before: 0,
-            was: None,
-            status: MigrationStatus::Pending,
-            cancel_requested: false,
-            progress: MigrationProgress::default(),
-            created_at_ms: now_ms,
-            started_at_ms: None,
-            finished_at_ms: None,
-        })
+        let number = lock(&self.kept).versions;
+        Ok(Migration { number, ..Migration::pending(change, 0, now_ms) })
     }
 
     fn remove(&self, slot: &Slot) -> Result<(), StoreError> {

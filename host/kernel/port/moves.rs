@@ -152,6 +152,23 @@ impl Tenant {
 }
 
 impl Migration {
+    /// A change that is to be recorded at this version of the ring, whose number is not known yet.
+    pub fn pending(change: PlacementChange, ring: u64, now_ms: u64) -> Self {
+        Self {
+            number: 0,
+            change,
+            ring,
+            before: 0,
+            was: None,
+            status: MigrationStatus::Pending,
+            cancel_requested: false,
+            progress: MigrationProgress::default(),
+            created_at_ms: now_ms,
+            started_at_ms: None,
+            finished_at_ms: None,
+        }
+    }
+
     /// The rule of [`MigrationStore::note_migration`](super::MigrationStore::note_migration): the record afterwards.
     #[must_use]
     pub fn noted(mut self, status: MigrationStatus, progress: MigrationProgress, now_ms: u64) -> Self {
@@ -318,7 +335,7 @@ impl OnRecord<'_> {
             lost: None,
             tenant: None,
             store: None,
-            migration: pending(change.clone(), newest(self.placement).0, now_ms),
+            migration: Migration::pending(change.clone(), newest(self.placement).0, now_ms),
             taken_back: false,
         };
         match change {
@@ -491,22 +508,6 @@ impl OnRecord<'_> {
 
     fn node(&self, id: &NodeId) -> Option<&StorageNode> {
         self.placement.nodes.iter().map(|on_record| &on_record.node).find(|node| node.id == *id)
-    }
-}
-
-fn pending(change: PlacementChange, ring: u64, now_ms: u64) -> Migration {
-    Migration {
-        number: 0,
-        change,
-        ring,
-        before: 0,
-        was: None,
-        status: MigrationStatus::Pending,
-        cancel_requested: false,
-        progress: MigrationProgress::default(),
-        created_at_ms: now_ms,
-        started_at_ms: None,
-        finished_at_ms: None,
     }
 }
 

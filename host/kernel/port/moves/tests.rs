@@ -124,7 +124,7 @@ fn a_settings_change_does_not_touch_where_records_are() {
 #[test]
 fn a_change_that_has_ended_stays_as_it_is_and_no_number_falls() {
     use MigrationStatus::{Cancelled, Completed, InProgress, Pending};
-    let new = Migration { status: Pending, ..pending(PlacementChange::AddNode(node("a")), 1, 5) };
+    let new = Migration { status: Pending, ..Migration::pending(PlacementChange::AddNode(node("a")), 1, 5) };
     let progress = |keys_done, message: &str| MigrationProgress {
         tenants_done: keys_done,
         keys_done,
@@ -173,7 +173,7 @@ fn the_share_that_is_done_does_not_fall_when_there_is_more_than_was_thought() {
 #[test]
 fn there_is_an_end_to_changes_that_are_under_way() {
     assert_eq!([0, MIGRATIONS - 1, MIGRATIONS, MIGRATIONS + 2].map(superfluous), [0, 0, 1, 3]);
-    let of = |number| Migration { number, ..pending(PlacementChange::AddNode(node("a")), 1, 5) };
+    let of = |number| Migration { number, ..Migration::pending(PlacementChange::AddNode(node("a")), 1, 5) };
     let mut open: Vec<Migration> = (0..MIGRATIONS as u64).map(of).collect();
     let placement = Placement { epoch: 1, nodes: vec![], rings: vec![] };
     let plan = |open: &[Migration]| {

@@ -21,19 +21,7 @@ fn added() -> Migration {
         status: NodeStatus::Active,
         zone: Zone::default(),
     };
-    Migration {
-        number: 9,
-        change: PlacementChange::AddNode(node),
-        ring: 1,
-        before: 0,
-        was: None,
-        status: MigrationStatus::Pending,
-        cancel_requested: false,
-        progress: MigrationProgress::default(),
-        created_at_ms: 0,
-        started_at_ms: None,
-        finished_at_ms: None,
-    }
+    Migration { number: 9, ..Migration::pending(PlacementChange::AddNode(node), 1, 0) }
 }
 
 fn factor() -> Migration {
