@@ -11,4 +11,5 @@ pub mod cli;
 pub mod config;
 pub mod console;
 pub mod grpc;
+pub mod platform;
 pub mod process;

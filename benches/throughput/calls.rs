@@ -13,9 +13,10 @@ use witan::cli::output::Table;
 use witan_kernel::hook::{
     Asked, Hook, Hooks, Operation, Partition, Plugins, PolicyQuestion, ReplicaState, ResolverQuestion, Sibling,
 };
-use witan_kernel::name::{Key, TenantId};
+use witan_kernel::name::{Key, NodeId, TenantId};
 use witan_kernel::tenant::Level;
 use witan_memory::MemoryPlugins;
+use witan_plugin::history::Author;
 use witan_plugin::{BindRequest, Limits, OnFault, PluginHost, Reference, Settings};
 
 use crate::Options;
@@ -45,6 +46,7 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
         data_dir: folder.path().join("data"),
         folder: None,
         limits,
+        coordinator: NodeId::new("bench")?,
         compiler: env!("CARGO_BIN_EXE_witan").into(),
     };
     let host = PluginHost::start(settings, Arc::new(MemoryPlugins::default()))?;
@@ -127,6 +129,14 @@ async fn bind(host: &PluginHost, hook: Hook, component: &Path) -> anyhow::Result
     let bytes = std::fs::read(component).with_context(|| format!("read {}", component.display()))?;
     let digest = host.stage(Bytes::from(bytes), None).await?.digest;
     let (plugin, configuration) = (Reference::Digest(digest), Bytes::new());
-    host.bind(BindRequest { tenant: None, hook, plugin, configuration, on_fault: OnFault::Native }).await?;
+    host.bind(BindRequest {
+        tenant: None,
+        hook,
+        plugin,
+        configuration,
+        on_fault: OnFault::Native,
+        author: Author::default(),
+    })
+    .await?;
     Ok(())
 }

@@ -9,7 +9,7 @@ use witan::cli::bench::load::{Load, Mode};
 use witan::cli::bench::measured::Progress;
 use witan::cli::bench::pace::Until;
 use witan::cli::output::Table;
-use witan::cli::{args, plugin};
+use witan::cli::plugin;
 use witan_kernel::hook::Hook;
 use witan_plugin::binding::OnFault;
 use witan_wire::v1::ListBindingsRequest;
@@ -111,13 +111,10 @@ fn bind(options: &Options, cluster: &Cluster) -> anyhow::Result<()> {
     cluster.block_on(async {
         let pushed = plugin::upload(&global, &options.policy).await.context("push the policy")?;
         let bind = plugin::Bind {
-            hook: Hook::ConsistencyPolicy,
             plugin: Some(pushed.digest),
             tenant: Some("policy".to_owned()),
-            configuration: None::<args::Source>,
             on_fault: Some(OnFault::Fail),
-            none: false,
-            wait: false,
+            ..plugin::Bind::of(Hook::ConsistencyPolicy)
         };
         plugin::bind(&global, bind).await.context("bind the policy").map(drop)
     })

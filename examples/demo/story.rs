@@ -326,7 +326,8 @@ impl<'a> Plot<'a> {
     }
 
     async fn roll_back(&mut self) -> Result<()> {
-        let request = RollbackBindingRequest { tenant_id: CARTS.into(), hook: self.cart.hook.clone() };
+        let request =
+            RollbackBindingRequest { tenant_id: CARTS.into(), hook: self.cart.hook.clone(), ..Default::default() };
         let rolled = self.plugins.rollback_binding(timed(request)).await;
         let rolled = rolled.map_err(|status| failed("roll back", &status))?.into_inner();
         let (now, before) = (rolled.binding.context("no binding")?, rolled.previous.context("nothing before")?);
@@ -336,7 +337,8 @@ impl<'a> Plot<'a> {
             before.name, now.name
         ));
         ensure!(now.name == self.union.name && kept == DEVICES.len(), "the rollback did not take effect");
-        let request = RollbackBindingRequest { tenant_id: REGISTRY.into(), hook: self.policy.hook.clone() };
+        let request =
+            RollbackBindingRequest { tenant_id: REGISTRY.into(), hook: self.policy.hook.clone(), ..Default::default() };
         self.plugins.rollback_binding(timed(request)).await.map_err(|status| failed("roll back", &status))?;
         bind(&mut self.plugins, CARTS, &self.cart.clone(), "").await?;
         Ok(())

@@ -473,6 +473,7 @@ class Tour:
         back = self.plugins.RollbackBinding(tenant_id=tenant, hook=hook)
         assert back.binding.name == "shopping-cart" and not read().siblings, back
         say("swapped for set-union, which keeps all siblings that are not sets, and rolled back")
+        self.candidate(tenant, hook, union.digest)
         listed = self.plugins.ListBindings(tenant_id=tenant).bindings
         assert [(b.hook, b.name) for b in listed] == [(hook, "shopping-cart")] and listed[0].calls > 0, listed
         bad = refusal(lambda: self.plugins.RemovePlugin(plugin=cart.digest), "FAILED_PRECONDITION", "PLUGIN_IN_USE")
@@ -481,6 +482,20 @@ class Tour:
         self.routing()
         self.remove()
         self.watch(events, tenant)
+
+    def candidate(self, tenant: str, hook: str, digest: str) -> None:
+        """A plugin that is tried beside the one in force."""
+        tried = self.plugins.BindPlugin(tenant_id=tenant, hook=hook, plugin=digest, mode="canary", percent=50, reason="a tour")
+        assert tried.binding.name == "shopping-cart" and tried.binding.candidate.name == "set-union", tried
+        report = self.plugins.GetBindingReport(tenant_id=tenant, hook=hook)
+        assert report.active.calls > 0 and report.HasField("candidate"), report
+        ended = self.plugins.DiscardCandidate(tenant_id=tenant, hook=hook)
+        assert not ended.binding.HasField("candidate"), ended
+        promote = lambda: self.plugins.PromoteBinding(tenant_id=tenant, hook=hook)
+        refusal(promote, "NOT_FOUND", "CANDIDATE_NOT_FOUND")
+        history = self.plugins.GetBindingHistory(tenant_id=tenant, hook=hook).entries
+        assert [entry.what for entry in history[:2]] == ["discarded", "tried"], history
+        say(f"tried set-union as a canary and discarded it, as the history tells: {history[0].outcome}")
 
     def policy(self) -> None:
         """A policy whose configuration is checked before it is put in force."""

@@ -207,7 +207,7 @@ const fn streaming(path: &'static str, need: Need, effect: Effect) -> Rule {
 }
 
 /// Every call of every server of a coordinator, the most frequent first.
-pub static RULES: [Rule; 41] = [
+pub static RULES: [Rule; 45] = [
     rule("/witan.v1.CoordinatorService/ReadKeyValue", READ, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/WriteKeyValue", WRITE, Effect::Keys).of_at_most(VALUE_MESSAGE_BYTES),
     rule("/witan.v1.CoordinatorService/DeleteKeyValue", WRITE, Effect::Keys),
@@ -242,6 +242,10 @@ pub static RULES: [Rule; 41] = [
     rule("/witan.v1.PluginService/BindPlugin", ADMIN_OR_OPERATOR, Effect::Catalog),
     rule("/witan.v1.PluginService/RollbackBinding", ADMIN_OR_OPERATOR, Effect::Catalog),
     rule("/witan.v1.PluginService/ListBindings", ADMIN_OR_OPERATOR, Effect::Nothing),
+    rule("/witan.v1.PluginService/PromoteBinding", ADMIN_OR_OPERATOR, Effect::Catalog),
+    rule("/witan.v1.PluginService/DiscardCandidate", ADMIN_OR_OPERATOR, Effect::Catalog),
+    rule("/witan.v1.PluginService/GetBindingHistory", ADMIN_OR_OPERATOR, Effect::Nothing),
+    rule("/witan.v1.PluginService/GetBindingReport", ADMIN_OR_OPERATOR, Effect::Nothing),
     streaming("/witan.v1.PluginService/WatchPluginEvents", OPERATOR, Effect::Nothing),
     rule("/witan.v1.AccessService/CreateToken", ADMIN_OR_OPERATOR, Effect::Catalog),
     rule("/witan.v1.AccessService/ListTokens", ADMIN_OR_OPERATOR, Effect::Nothing),

@@ -1,5 +1,6 @@
 //! `witan plugin`: components, bindings, events.
 
+mod candidates;
 mod fenced;
 
 use std::path::{Path, PathBuf};
@@ -66,12 +67,16 @@ removes the binding, and the native rule applies again. A change is in force at 
 `witan plugin bindings` shows and --wait waits for, a coordinator that is cut off from the metadata store may go by what was bound before. \
 Another routing hook of a tenant places its keys elsewhere: its records move in the background, by a migration whose id is printed; --wait \
 follows it, and `witan migration cancel` takes it back. Until it has ended, keys are placed by the hook of before.
+With --shadow or --canary, the plugin is tried beside the one in force, and taken back by itself when it exceeds its bounds: whatever it \
+fails to answer is answered by the plugin in force. `witan plugin report` shows how it does, `promote` puts it in force.
 
 Examples:
   witan plugin bind conflict-resolver set-union --tenant carts
   witan plugin bind consistency-policy adaptive-latency@0.1.0 --configuration 'slow-us = 20000'
   witan plugin bind consistency-policy 3f2a9c1e --configuration @policy.conf --on-fault fail
   witan plugin bind routing-hook hash-tag --tenant carts --wait
+  witan plugin bind consistency-policy adaptive-latency --shadow --max-differing 50
+  witan plugin bind conflict-resolver set-union@0.2.0 --tenant carts --canary 1 --steps 10,50 --promote-after 3600
   witan plugin unbind routing-hook --tenant carts --wait";
 
 const ROLLBACK_EXAMPLES: &str = "Examples:
@@ -128,6 +133,18 @@ pub enum Command {
     /// Remove a binding: the native rule applies again
     #[command(after_help = UNBIND_EXAMPLES)]
     Unbind(Bound),
+    /// Put a candidate in force
+    #[command(after_help = candidates::PROMOTE_EXAMPLES)]
+    Promote(candidates::Tried),
+    /// End the trial of a candidate
+    #[command(after_help = candidates::DISCARD_EXAMPLES)]
+    Discard(candidates::Tried),
+    /// Show what has become of a binding: when, by whom, why
+    #[command(after_help = candidates::HISTORY_EXAMPLES)]
+    History(candidates::Of),
+    /// Show how a plugin and its candidate do
+    #[command(after_help = candidates::REPORT_EXAMPLES)]
+    Report(candidates::Reported),
     /// Show the uploaded plugins
     #[command(after_help = LIST_EXAMPLES)]
     List,
@@ -168,6 +185,9 @@ pub struct Bound {
     /// Wait until no coordinator that is cut off can go by what was bound before; if records move, until they have
     #[arg(long)]
     pub wait: bool,
+    /// Why, for the history
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
 }
 
 /// Arguments of `plugin bind`.
@@ -188,12 +208,73 @@ pub struct Bind {
     /// What decides when the plugin fails [default: native]
     #[arg(long, value_parser = choice::on_fault())]
     pub on_fault: Option<OnFault>,
+    /// Try it beside the plugin in force, on PERCENT of the questions; its answers are compared and dropped [default: 10]
+    #[arg(long, value_name = "PERCENT", num_args = 0..=1, group = "candidate", conflicts_with = "none")]
+    pub shadow: Option<Option<u32>>,
+    /// Try it instead of the plugin in force, for PERCENT of the keys
+    #[arg(long, value_name = "PERCENT", group = "candidate", conflicts_with = "none")]
+    pub canary: Option<u32>,
+    /// When it is taken back or promoted by itself
+    #[command(flatten)]
+    pub trial: TrialArgs,
+    /// Why, for the history
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
     /// Remove the binding
     #[arg(long)]
     pub none: bool,
     /// Wait until no coordinator that is cut off can go by what was bound before; if records move, until they have
     #[arg(long)]
     pub wait: bool,
+}
+
+impl Bind {
+    /// Of a hook, with nothing else.
+    pub fn of(hook: Hook) -> Self {
+        Self {
+            hook,
+            plugin: None,
+            tenant: None,
+            configuration: None,
+            on_fault: None,
+            shadow: None,
+            canary: None,
+            trial: TrialArgs::default(),
+            reason: None,
+            none: false,
+            wait: false,
+        }
+    }
+}
+
+/// When a candidate is taken back or promoted by itself.
+#[derive(Debug, Default, clap::Args)]
+#[group(id = "trial", multiple = true)]
+pub struct TrialArgs {
+    /// Promote it after this number of seconds in which nothing was found
+    #[arg(long, value_name = "SECONDS", requires = "candidate")]
+    pub promote_after: Option<u32>,
+    /// Percentages to which a canary rises, each after a window in which nothing was found
+    #[arg(long, value_name = "PERCENT,...", value_delimiter = ',', requires = "canary")]
+    pub steps: Vec<u32>,
+    /// Most faults, in thousandths of the questions [default: 10]
+    #[arg(long, value_name = "PERMILLE", requires = "candidate")]
+    pub max_faults: Option<u32>,
+    /// Most questions declined or not asked, in thousandths [default: 100]
+    #[arg(long, value_name = "PERMILLE", requires = "candidate")]
+    pub max_refused: Option<u32>,
+    /// Most answers of a shadow that differ, in thousandths [default: any]
+    #[arg(long, value_name = "PERMILLE", requires = "candidate")]
+    pub max_differing: Option<u32>,
+    /// Longest 99th percentile of its calls, in microseconds [default: any]
+    #[arg(long, value_name = "MICROSECONDS", requires = "candidate")]
+    pub max_p99: Option<u32>,
+    /// The window over which it is judged [default: 60]
+    #[arg(long, value_name = "SECONDS", requires = "candidate")]
+    pub window: Option<u32>,
+    /// Questions in a window below which nothing is judged [default: 20]
+    #[arg(long, value_name = "N", requires = "candidate")]
+    pub least_answers: Option<u32>,
 }
 
 /// Runs a subcommand of `plugin`.
@@ -205,19 +286,27 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
             let answer = bind(global, args).await?;
             bound(global, "bound", &answer, wait.then_some(waits_for)).await
         }
-        Command::Unbind(Bound { hook, tenant, wait }) => {
+        Command::Unbind(Bound { hook, tenant, wait, reason }) => {
             let waits_for = wait.then(|| tenant.clone().unwrap_or_default());
-            let unbind = Bind { hook, plugin: None, tenant, configuration: None, on_fault: None, none: true, wait };
+            let unbind = Bind { hook, tenant, none: true, wait, reason, ..Bind::of(hook) };
             let answer = bind(global, unbind).await?;
             bound(global, "unbound", &answer, waits_for).await
         }
-        Command::Rollback(Bound { hook, tenant, wait }) => {
+        Command::Rollback(Bound { hook, tenant, wait, reason }) => {
             let tenant = tenant.unwrap_or_default();
-            let request = RollbackBindingRequest { tenant_id: tenant.clone(), hook: spelling(Some(hook)) };
+            let request = RollbackBindingRequest {
+                tenant_id: tenant.clone(),
+                hook: spelling(Some(hook)),
+                reason: reason.unwrap_or_default(),
+            };
             let answer = client::plugins(global).await?.rollback_binding(within(global, request)).await;
             let answer = answer.map_err(Problem::of(Deed::Bind))?.into_inner();
             bound(global, "rolled back", &answer, wait.then_some(tenant)).await
         }
+        Command::Promote(slot) => candidates::promote(global, slot).await,
+        Command::Discard(slot) => candidates::discard(global, slot).await,
+        Command::History(slot) => candidates::history(global, slot).await,
+        Command::Report(slot) => candidates::report(global, slot).await,
         Command::List => list(global).await,
         Command::Bindings { tenant } => bindings(global, tenant).await,
         Command::Events { new, count } => events(global, new, count).await,
@@ -275,6 +364,7 @@ pub async fn bind(global: &Global, args: Bind) -> anyhow::Result<BindPluginRespo
 }
 
 async fn bind_request(bind: Bind) -> anyhow::Result<BindPluginRequest> {
+    let (mode, bounds) = (candidates::mode(&bind), candidates::bounds(&bind));
     let configuration = match bind.configuration {
         Some(source) => tokio::task::spawn_blocking(move || source.read(&CONFIGURATION)).await??,
         None => Bytes::new(),
@@ -284,8 +374,12 @@ async fn bind_request(bind: Bind) -> anyhow::Result<BindPluginRequest> {
         hook: spelling(Some(bind.hook)),
         plugin: bind.plugin.unwrap_or_default(),
         configuration,
-        mode: String::new(),
+        mode,
         on_fault: spelling(bind.on_fault),
+        percent: bind.shadow.flatten().or(bind.canary),
+        bounds,
+        promote_after_seconds: bind.trial.promote_after,
+        reason: bind.reason.unwrap_or_default(),
     })
 }
 
@@ -325,7 +419,7 @@ fn show(output: Output, verb: &str, response: &BindPluginResponse) -> anyhow::Re
                 "" => String::new(),
                 id => format!("; records move, and until then keys are placed as before: witan migration watch {id}"),
             };
-            output::line(&format!("{verb}: {now} ({before}){moves}"))?;
+            output::line(&format!("{verb}: {now} ({before}){}{moves}", candidates::beside(response)))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -451,6 +545,7 @@ fn plugin_json(plugin: &PluginInfo) -> Value {
 fn binding_json(binding: &Binding) -> Value {
     let configuration = output::value_fields(&binding.configuration);
     json!({
+        "candidate": binding.candidate.as_ref().map(candidates::json),
         "tenant_id": binding.tenant_id,
         "hook": binding.hook,
         "digest": binding.digest,

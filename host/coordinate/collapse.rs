@@ -100,7 +100,7 @@ impl<W: World> MergedRecord<W> {
         if Fault::CollapseShowsHalf.is_on() {
             question.siblings.truncate(values.len() / 2);
         }
-        match self.exchange.plan.hooks.resolve(question).await {
+        match self.exchange.plan.hooks.resolve_in_force(question).await {
             Asked::Answered { answer, .. } => Some((values, answer)),
             Asked::Unbound | Asked::Faulted { .. } => None,
         }

@@ -257,7 +257,7 @@ impl<W: World> Coordinator<W> {
             return Ok(PolicyAnswer::native(&question));
         }
         let mut span = origin::span("plugin consistency policy");
-        let asked = hooks.policy(&question);
+        let asked = hooks.policy_of(asks.key, &question);
         record_answer(&mut span, &asked);
         match asked {
             Asked::Answered { answer, .. } if Fault::MinimumIgnored.is_on() => {

@@ -139,13 +139,13 @@ const HEAD_START: Duration = Duration::from_millis(100);
 
 /// How long an operation may take for a call with this deadline: a little less, so that it can say itself how far it got, before the call
 /// is [ended](witan_net::call::Deadlines).
-pub(super) fn timeout(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
+pub(crate) fn timeout(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
     let timeout = call::timeout(metadata.as_ref())?;
     Some(timeout - (timeout / 10).min(HEAD_START))
 }
 
 /// The name of the migration of this number.
-pub(super) fn migration_id(number: u64) -> String {
+pub(crate) fn migration_id(number: u64) -> String {
     format!("m-{number}")
 }
 

@@ -186,7 +186,7 @@ fn origin(request: &Request<Body>) -> Origin {
 }
 
 /// The caller, as the guard left it. A call that bypassed the guard is refused.
-pub(super) fn caller<T>(request: &mut tonic::Request<T>) -> Result<Caller, Status> {
+pub(crate) fn caller<T>(request: &mut tonic::Request<T>) -> Result<Caller, Status> {
     let caller = request.extensions_mut().remove::<Caller>();
     caller.ok_or_else(|| Status::internal("this call bypassed the access check and is not served"))
 }
@@ -199,7 +199,7 @@ pub(super) fn arrival<W: World>(coordinator: &Coordinator<W>, caller: &Caller) -
 }
 
 /// A stream that ends, with the reason, when the credential that opened it is no longer valid.
-pub(super) fn while_good<T: Send + 'static>(
+pub(crate) fn while_good<T: Send + 'static>(
     caller: Caller,
     answers: impl Stream<Item = Result<T, Status>> + Send + 'static,
 ) -> Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>> {
@@ -215,6 +215,6 @@ pub(super) fn while_good<T: Send + 'static>(
 }
 
 /// The status for a caller that is not allowed to do what the call asks for.
-pub(super) fn denied(caller: &Caller, refused: &Refusal) -> Status {
+pub(crate) fn denied(caller: &Caller, refused: &Refusal) -> Status {
     status::refusal(refused, caller.rule().effect != Effect::Nothing).status()
 }

@@ -29,7 +29,7 @@ impl<W: World> Admit for Coordinator<W> {
 
 /// Kept until the answer has been sent.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(crate) struct Kept {
     _answer: Option<RoomPermit>,
     _untaken: Untaken,
 }
@@ -59,12 +59,12 @@ impl Kept {
     }
 
     /// Room for the answer to a change of a binding, before it is made: afterwards it cannot be refused any more.
-    pub(super) fn of_bindings(answers: &dyn Admit, usage: &Usage, tenant: Option<&TenantId>) -> Result<Self, Status> {
+    pub(crate) fn of_bindings(answers: &dyn Admit, usage: &Usage, tenant: Option<&TenantId>) -> Result<Self, Status> {
         Self::of_tenant(answers, usage, tenant, BINDINGS_BYTES).map_err(|report| report.not_applied().status())
     }
 
     /// The answer, for which there is room until it has been sent.
-    pub(super) fn with<T>(self, answer: T) -> Response<T> {
+    pub(crate) fn with<T>(self, answer: T) -> Response<T> {
         let mut response = Response::new(answer);
         response.extensions_mut().insert(UntilSent(Arc::new(self)));
         response
@@ -72,7 +72,7 @@ impl Kept {
 }
 
 /// The answer to a call that lists something, for which there is room until it has been sent.
-pub(super) fn listed<T: Message>(
+pub(crate) fn listed<T: Message>(
     answers: &dyn Admit,
     usage: &Usage,
     tenant: Option<&TenantId>,
@@ -83,7 +83,7 @@ pub(super) fn listed<T: Message>(
 }
 
 /// The use that is made of the connection of a call.
-pub(super) fn usage<T>(request: &Request<T>) -> Usage {
+pub(crate) fn usage<T>(request: &Request<T>) -> Usage {
     request.extensions().get::<Peer>().map(|peer| peer.usage.clone()).unwrap_or_default()
 }
 

@@ -13,12 +13,12 @@ use witan_net::call::{Deadlines, Late, OnlyGrpc};
 use witan_wire::v1::FILE_DESCRIPTOR_SET;
 use witan_wire::v1::access_service_server::AccessServiceServer;
 use witan_wire::v1::coordinator_service_server::CoordinatorServiceServer;
-use witan_wire::v1::plugin_service_server::PluginServiceServer;
+use witan_wire::v1::plugin_service_server::{PluginService, PluginServiceServer};
 
 use super::guard::Guard;
 use super::intake::{self, IntakeLayer, REQUEST_BYTES};
 use super::origin::{Origins, Sampling};
-use super::{AccessApi, CoordinatorApi, PluginApi, status};
+use super::{AccessApi, CoordinatorApi, status};
 use crate::access::Access;
 use crate::access::scope::{self, Effect, Need};
 use witan_coordinate::World;
@@ -52,11 +52,11 @@ impl Default for Bounds {
 }
 
 /// The services, and the access check in front of them.
-pub struct Services<W: World> {
+pub struct Services<W: World, P: PluginService> {
     /// Keys, tenants and storage nodes.
     pub coordinator: CoordinatorApi<W>,
     /// The plugin platform.
-    pub plugins: PluginApi,
+    pub plugins: P,
     /// API tokens.
     pub tokens: AccessApi,
     /// Authorizes calls.
@@ -65,9 +65,9 @@ pub struct Services<W: World> {
 
 /// Serves incoming connections until `shutdown` is ready; then stops accepting, lets calls in flight finish, and returns after
 /// [`Bounds::drain`] at the latest.
-pub async fn serve<W: World>(
+pub async fn serve<W: World, P: PluginService>(
     incoming: Incoming,
-    services: Services<W>,
+    services: Services<W, P>,
     bounds: Bounds,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
@@ -81,7 +81,7 @@ pub async fn serve<W: World>(
     let tokens = AccessServiceServer::new(tokens);
     let (health, health_server) = tonic_health::server::health_reporter();
     health.set_serving::<CoordinatorServiceServer<CoordinatorApi<W>>>().await;
-    health.set_serving::<PluginServiceServer<PluginApi>>().await;
+    health.set_serving::<PluginServiceServer<P>>().await;
     health.set_serving::<AccessServiceServer<AccessApi>>().await;
     let routes = Routes::new(coordinator)
         .add_service(plugins)
@@ -108,7 +108,7 @@ pub async fn serve<W: World>(
     let deadline = async {
         shutdown.await;
         health.set_not_serving::<CoordinatorServiceServer<CoordinatorApi<W>>>().await;
-        health.set_not_serving::<PluginServiceServer<PluginApi>>().await;
+        health.set_not_serving::<PluginServiceServer<P>>().await;
         health.set_not_serving::<AccessServiceServer<AccessApi>>().await;
         let _ = stop.send(());
         // An idle connection would hold up a graceful shutdown forever: once no operation is in flight, a moment for sending the

@@ -37,7 +37,7 @@ fn text(mut text: String) -> String {
 }
 
 /// A status under construction.
-pub(super) struct Report {
+pub(crate) struct Report {
     code: Code,
     reason: &'static str,
     message: String,
@@ -103,7 +103,7 @@ impl Report {
         (self.code, self.message, Bytes::from(status.encode_to_vec()))
     }
 
-    pub(super) fn status(self) -> Status {
+    pub(crate) fn status(self) -> Status {
         let (code, message, details) = self.encode();
         Status::with_details(code, message, details)
     }
@@ -175,14 +175,14 @@ fn invalid_report(invalid: &Invalid) -> Report {
 }
 
 /// The status for a malformed request, which was not applied.
-pub(super) fn invalid(invalid: &Invalid) -> Status {
+pub(crate) fn invalid(invalid: &Invalid) -> Status {
     let mut report = invalid_report(invalid);
     report.outcome = Some("not-applied");
     report.status()
 }
 
 /// The report of an error that the metadata store returned for a change or lookup of the catalog.
-pub(super) fn store_report(error: &StoreError, exists: &'static str, missing: &'static str) -> Report {
+pub(crate) fn store_report(error: &StoreError, exists: &'static str, missing: &'static str) -> Report {
     let (code, reason) = match error {
         StoreError::Unavailable(reason) => {
             tracing::warn!(%reason, "the metadata store cannot be reached");
@@ -210,7 +210,7 @@ pub(super) fn store_report(error: &StoreError, exists: &'static str, missing: &'
 }
 
 /// The status for a change that was refused, and why.
-pub(super) fn refused(code: Code, reason: &'static str, message: impl Into<String>) -> Status {
+pub(crate) fn refused(code: Code, reason: &'static str, message: impl Into<String>) -> Status {
     let mut report = Report::new(code, reason, message);
     report.outcome = Some("not-applied");
     report.status()

@@ -239,7 +239,7 @@ pub(super) fn seconds(ms: u64) -> i64 {
 }
 
 /// The status for a refused change of the catalog.
-pub(super) fn status(error: &Refused) -> Status {
+pub(crate) fn status(error: &Refused) -> Status {
     match error {
         Refused::Invalid(error) => invalid(error),
         Refused::Store(error) => store_report(error, "TENANT_EXISTS", "TENANT_NOT_FOUND").status(),

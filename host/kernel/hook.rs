@@ -251,11 +251,22 @@ pub trait Hooks: Send + Sync + 'static {
     /// Asks the consistency policy. Synchronous and bounded in time: called on the serving threads.
     fn policy(&self, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer>;
 
+    /// The same, about an operation on `key`: what is tried beside the version in force may answer for some keys.
+    fn policy_of(&self, key: &Key, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
+        let _ = key;
+        self.policy(question)
+    }
+
     /// True when a resolver is bound.
     fn has_resolver(&self) -> bool;
 
-    /// Asks the conflict resolver.
+    /// Asks the conflict resolver, or what is tried beside it. For reads: nothing of the answer is stored.
     fn resolve(&self, question: ResolverQuestion) -> Pending<Asked<Verdict>>;
+
+    /// Asks the version of the conflict resolver that is in force. For a verdict that is stored, which no rollback takes back.
+    fn resolve_in_force(&self, question: ResolverQuestion) -> Pending<Asked<Verdict>> {
+        self.resolve(question)
+    }
 
     /// Asks the routing hook that the tenant has in a generation for the key's partition key. Synchronous and bounded in time. The same
     /// generation and key always have the same answer.

@@ -10,8 +10,8 @@
 //!    behind.
 //! 4. [`quorum`], [`age`]: when an operation is done, and how late a change of it may be stored.
 //! 5. [`idempotency`]: one effect per idempotency key.
-//! 6. [`hook`], [`replica`], [`condition`], [`port`], [`capability`], [`durability`], [`failure`]: the interfaces to plugins, replicas,
-//!    stores and clients.
+//! 6. [`hook`], [`candidate`], [`replica`], [`condition`], [`port`], [`capability`], [`durability`], [`failure`]: the interfaces to
+//!    plugins, replicas, stores and clients.
 //! 7. [`fault`]: rules that the simulation breaks on purpose.
 //! 8. [`backoff`], [`sync`]: what every room needs when it retries or locks.
 
@@ -21,6 +21,7 @@
 pub mod age;
 pub mod backoff;
 pub mod burial;
+pub mod candidate;
 pub mod capability;
 pub mod clock;
 pub mod condition;

@@ -39,7 +39,10 @@ pub use artifacts::{
     ARTIFACT_BYTES, ARTIFACTS, Artifact, ArtifactStore, Component, Digest, PLUGIN_NAME_BYTES, PLUGIN_SOURCE_BYTES,
     PLUGIN_VERSION_BYTES, Source,
 };
-pub use bindings::{BINDING_RECORD_BYTES, BINDINGS, BindingOnRecord, BindingStore, Slot};
+pub use bindings::{
+    BINDING_RECORD_BYTES, BINDINGS, BindingChange, BindingOnRecord, BindingStore, CandidateReport, HISTORY_ENTRIES,
+    HISTORY_ENTRY_BYTES, HistoryEntry, REPORT_BYTES, REPORTS, REPORTS_KEPT_MS, RecordText, Slot,
+};
 pub use changes::{CHANGES, ChangeLog, Changed, Changes, Hint};
 pub use clock::{AnyClock, Clock, Randomness, StoreTime, until};
 pub use error::StoreError;
@@ -51,14 +54,14 @@ pub use leases::{
 };
 pub use metadata::{Metadata, StoreFacts};
 pub use migrations::{
-    HOOK_FAULTS, HookRecord, LEFTOVERS, Leftover, MIGRATION_TEXT_BYTES, MIGRATIONS, Migration, MigrationProgress,
-    MigrationStatus, MigrationStore, MoveTenant, PlacementChange, Published,
+    HOOK_FAULTS, LEFTOVERS, Leftover, MIGRATION_TEXT_BYTES, MIGRATIONS, Migration, MigrationProgress, MigrationStatus,
+    MigrationStore, MoveTenant, PlacementChange, Published,
 };
 pub use placement::{
     Commit, HOST_BYTES, Met, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, RingOnRecord, StorageNode,
     StoreOnRecord, StoreState,
 };
-pub use plugins::{PluginHost, PluginStore};
+pub use plugins::{PluginHost, PluginStore, Saved};
 pub use replicas::{Collect, Replicas, Reply};
 pub use secrets::{SECRETS, Secret, SecretStore, Secrets};
 pub use tenants::{TenantStore, Tenants};

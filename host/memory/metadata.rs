@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 use witan_kernel::name::{Era, NodeId, StoreId, TenantId};
 use witan_kernel::port::{
-    Answer, AnyClock, BindingOnRecord, Changed, Clock, Component, CoordinatorOnRecord, Digest, Duty, DutyOnRecord,
-    Fencing, Leftover, Migration, NodeOnRecord, Secret, StoreError, StoreFacts, StoreOnRecord, Token, rules,
+    Answer, AnyClock, BindingOnRecord, CandidateReport, Changed, Clock, Component, CoordinatorOnRecord, Digest, Duty,
+    DutyOnRecord, Fencing, HistoryEntry, Leftover, Migration, NodeOnRecord, RecordText, Secret, StoreError, StoreFacts,
+    StoreOnRecord, Token, rules,
 };
 use witan_kernel::ring::Member;
 use witan_kernel::sync::lock;
@@ -30,7 +31,7 @@ mod upkeep;
 use crate::slot::SlotKey;
 
 /// The newest migration of the real stores, which this one reports too.
-const SCHEMA: u64 = 12;
+const SCHEMA: u64 = 13;
 
 /// Metadata in memory. Clones share it.
 #[derive(Clone)]
@@ -63,6 +64,10 @@ struct State {
     coordinators: BTreeMap<NodeId, CoordinatorOnRecord>,
     artifacts: BTreeMap<Digest, Component>,
     bindings: BTreeMap<SlotKey, BindingOnRecord>,
+    /// Of each slot, the newest entry first.
+    histories: BTreeMap<SlotKey, Vec<HistoryEntry>>,
+    reports: BTreeMap<(SlotKey, u64, NodeId, u64), CandidateReport>,
+    preparations: BTreeMap<SlotKey, RecordText>,
     tokens: BTreeMap<String, Token>,
     secrets: Vec<Secret>,
     era: Era,

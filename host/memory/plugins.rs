@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use witan_kernel::name::NodeId;
 use witan_kernel::port::{
-    Artifact, BindingOnRecord, Digest, Migration, PlacementChange, PluginStore, Slot, StoreError, rules,
+    Artifact, BindingOnRecord, CandidateReport, Digest, HISTORY_ENTRIES, HISTORY_ENTRY_BYTES, HistoryEntry, Migration,
+    PlacementChange, PluginStore, REPORTS, REPORTS_KEPT_MS, RecordText, Saved, Slot, StoreError, rules,
 };
 use witan_kernel::sync::lock;
 
@@ -25,6 +27,10 @@ struct Kept {
     components: BTreeMap<Digest, (Artifact, Bytes)>,
     bindings: BTreeMap<SlotKey, BindingOnRecord>,
     versions: u64,
+    /// Of each slot, the newest entry first.
+    histories: BTreeMap<SlotKey, Vec<HistoryEntry>>,
+    reports: BTreeMap<SlotKey, BTreeMap<(u64, NodeId, u64), CandidateReport>>,
+    preparations: BTreeMap<SlotKey, RecordText>,
 }
 
 impl MemoryPlugins {
@@ -85,16 +91,39 @@ impl PluginStore for MemoryPlugins {
         Ok(stored.cloned())
     }
 
-    fn save(&self, slot: &Slot, record: String, puts_in_force: Option<Digest>) -> Result<(), StoreError> {
+    fn save(&self, slot: &Slot, saved: Saved) -> Result<(), StoreError> {
         let mut kept = lock(&self.kept);
+        let key = slot_key(slot);
+        if saved.record.is_none() && !kept.bindings.contains_key(&key) {
+            return Ok(());
+        }
         self.expect(&kept, slot)?;
-        if let Some(missing) = puts_in_force.filter(|digest| !kept.components.contains_key(digest)) {
+        let entry = saved.entry.as_ref().map_or(0, String::len);
+        if entry > HISTORY_ENTRY_BYTES {
+            return Err(StoreError::Refused(format!(
+                "an entry of a history has {entry} bytes; at most {HISTORY_ENTRY_BYTES}"
+            )));
+        }
+        if let Some(missing) = saved.puts_in_force.filter(|digest| !kept.components.contains_key(digest)) {
             return Err(rules::no_artifact(missing));
         }
         kept.versions += 1;
         let version = kept.versions;
-        kept.bindings.insert(slot_key(slot), BindingOnRecord { slot: slot.clone(), version, record });
-        self.learn(slot, version);
+        match saved.record {
+            Some(RecordText(record)) => {
+                kept.bindings.insert(key.clone(), BindingOnRecord { slot: slot.clone(), version, record });
+                self.learn(slot, version);
+            }
+            None => {
+                kept.bindings.remove(&key);
+                self.learn(slot, 0);
+            }
+        }
+        if let Some(text) = saved.entry {
+            let history = kept.histories.entry(key).or_default();
+            history.insert(0, HistoryEntry { number: version, text });
+            history.truncate(HISTORY_ENTRIES);
+        }
         Ok(())
     }
 
@@ -102,21 +131,56 @@ impl PluginStore for MemoryPlugins {
     fn save_and_move(
         &self,
         slot: &Slot,
-        record: String,
-        puts_in_force: Option<Digest>,
+        saved: Saved,
         change: PlacementChange,
         now_ms: u64,
     ) -> Result<Migration, StoreError> {
-        self.save(slot, record, puts_in_force)?;
+        self.save(slot, saved)?;
         let number = lock(&self.kept).versions;
         Ok(Migration { number, ..Migration::pending(change, 0, now_ms) })
     }
 
-    fn remove(&self, slot: &Slot) -> Result<(), StoreError> {
+    fn history(&self, slot: &Slot) -> Result<Vec<HistoryEntry>, StoreError> {
+        Ok(lock(&self.kept).histories.get(&slot_key(slot)).cloned().unwrap_or_default())
+    }
+
+    fn report(&self, report: CandidateReport) -> Result<(), StoreError> {
+        rules::report(&report)?;
         let mut kept = lock(&self.kept);
-        self.expect(&kept, slot)?;
-        kept.bindings.remove(&slot_key(slot));
-        self.learn(slot, 0);
+        let at = (report.number, report.coordinator.clone(), report.at_ms);
+        let of_slot = kept.reports.entry(slot_key(&report.slot)).or_default();
+        let old = report.at_ms.saturating_sub(REPORTS_KEPT_MS);
+        of_slot.retain(|(_, _, at_ms), _| *at_ms >= old);
+        of_slot.insert(at, report);
+        Ok(())
+    }
+
+    fn reports(&self, slot: &Slot, number: u64, since_ms: u64) -> Result<Vec<CandidateReport>, StoreError> {
+        let kept = lock(&self.kept);
+        let of_slot = kept.reports.get(&slot_key(slot)).into_iter().flatten();
+        let wanted = of_slot.filter(|((of, _, at_ms), _)| *of == number && *at_ms >= since_ms);
+        Ok(wanted.take(REPORTS).map(|(_, report)| report.clone()).collect())
+    }
+
+    fn prepare(&self, slot: &Slot, version: Option<RecordText>) -> Result<(), StoreError> {
+        let mut kept = lock(&self.kept);
+        match version {
+            Some(text) => _ = kept.preparations.insert(slot_key(slot), text),
+            None => _ = kept.preparations.remove(&slot_key(slot)),
+        }
+        Ok(())
+    }
+
+    fn prepared(&self, slot: &Slot) -> Result<Option<RecordText>, StoreError> {
+        Ok(lock(&self.kept).preparations.get(&slot_key(slot)).cloned())
+    }
+
+    /// Nobody holds a lease here.
+    fn coordinators(&self) -> Result<Vec<(NodeId, bool)>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn require_candidates(&self) -> Result<(), StoreError> {
         Ok(())
     }
 }

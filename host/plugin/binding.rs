@@ -4,6 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use witan_kernel::candidate::{Bounds, Mode, Trial};
 use witan_kernel::hook::Hook;
 use witan_kernel::name::TenantId;
 pub use witan_kernel::port::PluginStore;
@@ -127,6 +128,15 @@ pub struct BindingRecord {
     pub followed: Option<Digest>,
 }
 
+/// A version that is tried beside the one in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CandidateRecord {
+    /// The version. Its number is the one that it has if it is put in force.
+    pub version: BindingVersion,
+    /// How it is tried.
+    pub trial: Trial,
+}
+
 /// By what keys are placed in one generation of a tenant's rows. Immutable once it is recorded: rows were placed by it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partitioning {
@@ -160,6 +170,8 @@ pub struct SlotRecord {
     /// Of a tenant's routing hook: by what keys are placed in each generation that the tenant's entry may name, by generation. Empty
     /// before the first swap: then there is one generation, 0, whose keys are placed by what is bound. At most [`limit::PARTITIONS`].
     pub partitions: Vec<Partitioning>,
+    /// What is tried beside the version in force. Any change of that version ends the trial.
+    pub candidate: Option<CandidateRecord>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -174,7 +186,7 @@ struct StoredVersion {
 
 #[derive(Serialize, Deserialize)]
 struct Stored {
-    /// The layout's version: 1, or 2 if there are partitions.
+    /// The layout's version: 1, or 2 if there are partitions, or 3 if there is a candidate.
     v: u32,
     tenant: Option<String>,
     hook: String,
@@ -183,6 +195,25 @@ struct Stored {
     followed: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     partitions: Vec<StoredPartitioning>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    candidate: Option<StoredCandidate>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredCandidate {
+    version: StoredVersion,
+    mode: String,
+    percent: u8,
+    began_ms: u64,
+    step_ms: u64,
+    promote_after_s: Option<u32>,
+    fault_permille: u32,
+    refused_permille: u32,
+    p99_us: Option<u32>,
+    differing_permille: u32,
+    window_s: u32,
+    least_answers: u32,
+    steps: Vec<u8>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -201,7 +232,7 @@ impl BindingRecord {
 impl SlotRecord {
     /// A binding's, without partitions.
     pub fn of(bound: BindingRecord) -> Self {
-        Self { slot: bound.slot(), bound: Some(bound), partitions: Vec::new() }
+        Self { slot: bound.slot(), bound: Some(bound), partitions: Vec::new(), candidate: None }
     }
 
     /// The version in force.
@@ -217,20 +248,28 @@ impl SlotRecord {
     /// The components that it needs.
     pub(crate) fn digests(&self) -> impl Iterator<Item = Digest> {
         let bound = self.bound.iter().flat_map(|bound| bound.previous.iter().chain([&bound.current]));
-        bound.chain(self.partitions.iter().filter_map(|it| it.by.as_ref())).map(|version| version.digest)
+        let placing = self.partitions.iter().filter_map(|it| it.by.as_ref());
+        let tried = self.candidate.iter().map(|candidate| &candidate.version);
+        bound.chain(placing).chain(tried).map(|version| version.digest)
     }
 
-    /// The record as JSON: in version 1 of its layout as long as there are no partitions, so that earlier programs read it.
+    /// The record as JSON: in version 1 of its layout as long as there are no partitions and no candidate, so that earlier programs read
+    /// it.
     pub fn encode(&self) -> String {
         let bound = self.bound.as_ref();
         let stored = Stored {
-            v: if self.partitions.is_empty() { 1 } else { 2 },
+            v: match (&self.candidate, self.partitions.is_empty()) {
+                (Some(_), _) => 3,
+                (None, false) => 2,
+                (None, true) => 1,
+            },
             tenant: self.slot.tenant.as_ref().map(|tenant| tenant.as_str().to_owned()),
             hook: self.slot.hook.as_str().to_owned(),
             current: bound.map(|bound| store_version(&bound.current)),
             previous: bound.map(|bound| bound.previous.iter().map(store_version).collect()).unwrap_or_default(),
             followed: bound.and_then(|bound| bound.followed).map(|digest| digest.to_string()),
             partitions: self.partitions.iter().map(store_partitioning).collect(),
+            candidate: self.candidate.as_ref().map(store_candidate),
         };
         serde_json::to_string(&stored).unwrap_or_default()
     }
@@ -239,20 +278,11 @@ impl SlotRecord {
     pub fn decode(text: &str) -> Result<Self, StoreError> {
         let damaged = |what: &str| StoreError::Damaged(format!("a plugin binding's {what}"));
         let stored: Stored = serde_json::from_str(text).map_err(|error| damaged(&format!("record: {error}")))?;
-        if !(1..=2).contains(&stored.v) {
+        if !(1..=3).contains(&stored.v) {
             return Err(damaged(&format!("layout {} is not known; it is newer than this program", stored.v)));
         }
         let digest = |text: &str| Digest::parse(text).ok_or_else(|| damaged("digest"));
-        let version = |it: &StoredVersion| {
-            Ok::<_, StoreError>(BindingVersion {
-                number: it.number,
-                digest: digest(&it.digest)?,
-                reference: Reference::parse(&it.reference).ok_or_else(|| damaged("reference"))?,
-                plugin: it.plugin.clone(),
-                configuration: unhex(&it.configuration).ok_or_else(|| damaged("configuration"))?,
-                on_fault: OnFault::parse(&it.on_fault).ok_or_else(|| damaged("on_fault"))?,
-            })
-        };
+        let version = |it: &StoredVersion| read_version(it).map_err(damaged);
         let tenant = stored.tenant.map(TenantId::new).transpose().map_err(|error| damaged(&error.to_string()))?;
         let hook = Hook::parse(&stored.hook).ok_or_else(|| damaged("hook"))?;
         let current = stored.current.as_ref().map(version).transpose()?;
@@ -269,8 +299,78 @@ impl SlotRecord {
             })
         };
         let partitions = stored.partitions.iter().map(partitioning).collect::<Result<_, _>>()?;
-        Ok(Self { slot: Slot { tenant, hook }, bound, partitions })
+        let tried =
+            |it: &StoredCandidate| read_candidate(it, version(&it.version)?).ok_or_else(|| damaged("candidate"));
+        let candidate = stored.candidate.as_ref().map(tried).transpose()?;
+        Ok(Self { slot: Slot { tenant, hook }, bound, partitions, candidate })
     }
+}
+
+impl BindingVersion {
+    /// The version as JSON, for coordinators that are to load it.
+    pub(crate) fn encode(&self) -> String {
+        serde_json::to_string(&store_version(self)).unwrap_or_default()
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    pub(crate) fn decode(text: &str) -> Result<Self, StoreError> {
+        let damaged = |what: &str| StoreError::Damaged(format!("a version that is to be loaded: its {what}"));
+        let stored = serde_json::from_str(text).map_err(|error| damaged(&format!("text: {error}")))?;
+        read_version(&stored).map_err(damaged)
+    }
+
+    /// The plugin's name, and its version.
+    pub fn name_and_version(&self) -> (&str, &str) {
+        self.plugin.rsplit_once('@').unwrap_or((&self.plugin, ""))
+    }
+}
+
+/// The version, or which of its parts is damaged.
+fn read_version(it: &StoredVersion) -> Result<BindingVersion, &'static str> {
+    Ok(BindingVersion {
+        number: it.number,
+        digest: Digest::parse(&it.digest).ok_or("digest")?,
+        reference: Reference::parse(&it.reference).ok_or("reference")?,
+        plugin: it.plugin.clone(),
+        configuration: unhex(&it.configuration).ok_or("configuration")?,
+        on_fault: OnFault::parse(&it.on_fault).ok_or("on_fault")?,
+    })
+}
+
+fn store_candidate(it: &CandidateRecord) -> StoredCandidate {
+    let Trial { mode, percent, bounds, promote_after_s, began_ms, step_ms } = &it.trial;
+    StoredCandidate {
+        version: store_version(&it.version),
+        mode: mode.as_str().to_owned(),
+        percent: *percent,
+        began_ms: *began_ms,
+        step_ms: *step_ms,
+        promote_after_s: *promote_after_s,
+        fault_permille: bounds.fault_permille,
+        refused_permille: bounds.refused_permille,
+        p99_us: bounds.p99_us,
+        differing_permille: bounds.differing_permille,
+        window_s: bounds.window_s,
+        least_answers: bounds.least_answers,
+        steps: bounds.steps.clone(),
+    }
+}
+
+/// `None` for what is no trial.
+fn read_candidate(it: &StoredCandidate, version: BindingVersion) -> Option<CandidateRecord> {
+    let bounds = Bounds {
+        fault_permille: it.fault_permille,
+        refused_permille: it.refused_permille,
+        p99_us: it.p99_us,
+        differing_permille: it.differing_permille,
+        window_s: it.window_s,
+        least_answers: it.least_answers,
+        steps: it.steps.clone(),
+    };
+    let (began_ms, step_ms) = (it.began_ms, it.step_ms);
+    let (mode, promote_after_s) = (Mode::parse(&it.mode)?, it.promote_after_s);
+    let trial = Trial { mode, percent: it.percent, bounds, promote_after_s, began_ms, step_ms }.checked().ok()?;
+    Some(CandidateRecord { version, trial })
 }
 
 fn store_partitioning(it: &Partitioning) -> StoredPartitioning {
@@ -347,9 +447,31 @@ mod tests {
         let record = SlotRecord::decode(&text).unwrap();
         let current = record.current().unwrap();
         assert_eq!((current.number, &current.configuration[..], record.partitions.len()), (7, &b"a"[..], 0));
-        assert!(SlotRecord::decode(&text.replace("\"v\":1", "\"v\":3")).unwrap_err().to_string().contains("newer"));
+        assert!(SlotRecord::decode(&text.replace("\"v\":1", "\"v\":4")).unwrap_err().to_string().contains("newer"));
         let nothing = r#"{"v":1,"tenant":null,"hook":"routing-hook","current":null,"previous":[],"followed":null}"#;
         assert!(SlotRecord::decode(nothing).is_err() && SlotRecord::decode("{}").is_err());
+    }
+
+    #[test]
+    fn a_candidate_is_read_as_it_is_written() {
+        let bounds = Bounds { p99_us: Some(900), steps: vec![10, 50], ..Bounds::default() };
+        let (mode, promote_after_s) = (Mode::Canary, Some(60));
+        let trial = Trial { mode, percent: 5, bounds, promote_after_s, began_ms: 7, step_ms: 8 };
+        let candidate = Some(CandidateRecord { version: version(3), trial });
+        let bound = BindingRecord {
+            tenant: None,
+            hook: Hook::ConsistencyPolicy,
+            current: version(2),
+            previous: Vec::new(),
+            followed: None,
+        };
+        let record = SlotRecord { candidate, ..SlotRecord::of(bound) };
+        assert!(record.encode().contains("\"v\":3"), "programs that do not know candidates do not read it");
+        assert_eq!(SlotRecord::decode(&record.encode()), Ok(record.clone()));
+        assert!(SlotRecord::decode(&record.encode().replace("\"percent\":5", "\"percent\":100")).is_err());
+        assert_eq!(BindingVersion::decode(&version(4).encode()), Ok(version(4)));
+        assert!(BindingVersion::decode("{}").is_err());
+        assert_eq!(version(4).name_and_version(), ("set-union", "1.2.0"));
     }
 
     #[test]

@@ -9,10 +9,19 @@ impl port::PluginHost for PluginHost {
         let host = self.clone();
         Box::pin(async move {
             // The inherent method.
-            PluginHost::refresh(&host, slots).await.map_err(|error| match error {
-                PluginError::Store(error) => error,
-                other => StoreError::Unavailable(other.to_string()),
-            })
+            PluginHost::refresh(&host, slots).await.map_err(failed)
         })
+    }
+
+    fn tend(&self) -> Answer<bool> {
+        let host = self.clone();
+        Box::pin(async move { PluginHost::tend(&host).await.map_err(failed) })
+    }
+}
+
+fn failed(error: PluginError) -> StoreError {
+    match error {
+        PluginError::Store(error) => error,
+        other => StoreError::Unavailable(other.to_string()),
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use witan_kernel::name::Invalid;
 use witan_kernel::port::StoreError;
 
 use crate::describe::ManifestError;
@@ -18,12 +19,21 @@ pub enum PluginError {
     /// The request breaks a rule.
     #[error("{0}")]
     Invalid(String),
+    /// A field of the request breaks a rule.
+    #[error(transparent)]
+    Field(#[from] Invalid),
     /// The plugin breaks a rule, or misbehaved when it was probed.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// No such plugin, or no such binding.
     #[error("{0}")]
     NotFound(String),
+    /// There is nothing that is tried in this slot.
+    #[error("{0}")]
+    NoCandidate(String),
+    /// Coordinators, named here, have not loaded the plugin, or do not know candidates.
+    #[error("{0}")]
+    NotReady(String),
     /// The plugin is bound, or kept for a rollback.
     #[error("{0}")]
     InUse(String),

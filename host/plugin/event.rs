@@ -45,6 +45,16 @@ pub enum EventKind {
     Removed,
     /// The watched folder has another file of a routing hook that is bound by name; the detail says what swaps it.
     NotFollowed,
+    /// A version is tried beside the one in force; the detail says how.
+    Tried,
+    /// A candidate exceeds its bounds, as this coordinator sees it, which does not ask it any longer for now.
+    CandidateTripped,
+    /// A candidate exceeded its bounds and was taken back.
+    TakenBack,
+    /// A candidate was discarded.
+    Discarded,
+    /// A candidate was put in force.
+    Promoted,
 }
 
 impl EventKind {
@@ -64,6 +74,11 @@ impl EventKind {
             Self::Unbound => "unbound",
             Self::Removed => "removed",
             Self::NotFollowed => "not_followed",
+            Self::Tried => "tried",
+            Self::CandidateTripped => "candidate_tripped",
+            Self::TakenBack => "taken_back",
+            Self::Discarded => "discarded",
+            Self::Promoted => "promoted",
         }
     }
 }

@@ -19,6 +19,14 @@ pub(crate) enum Fault {
     Broken(#[from] Broken),
 }
 
+/// What a question has come to.
+pub(crate) enum Outcome {
+    Answered,
+    Faulted,
+    /// Declined, or not put to it.
+    Refused,
+}
+
 /// What a plugin says when it does not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Declined {
@@ -65,6 +73,24 @@ pub(crate) enum Broken {
     /// The order as it was answered, shortened.
     #[error("answered the order {order}, which is none of {replicas} replicas")]
     Order { order: String, replicas: usize },
+}
+
+impl Broken {
+    /// The kind, as it is counted.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Timeout(Timeout::Cpu(_)) => "cpu_time",
+            Self::Timeout(Timeout::Wall(_)) => "wall_time",
+            Self::ResultBytes | Self::MergedBytes(_) | Self::PartitionKeyBytes(_) => "result_size",
+            Self::Stack => "stack",
+            Self::Growth { .. } => "memory",
+            Self::Trap(_) => "trap",
+            Self::Pick { .. } | Self::Order { .. } => "invalid_answer",
+            Self::Failed(_) => "failed",
+            Self::Configuration(_) => "configuration",
+            Self::WrongHook => "wrong_hook",
+        }
+    }
 }
 
 /// The time limit at which a call was stopped.

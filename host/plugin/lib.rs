@@ -9,7 +9,8 @@
 //!    the inside), cached on disk (`images`); `refusals` are remembered there too.
 //! 4. `bindings`, `guest`, `instance`, `fault`: calling it within its limits, and why a call gave no answer.
 //! 5. `describe`, `probe`: its description of itself, and tests of its answers before anything depends on them.
-//! 6. [`binding`], `tenant`, `breaker`, `answers`, `snapshot`: which version answers for which tenant, and what happens when it fails.
+//! 6. [`binding`], `tenant`, `breaker`, `answers`, `snapshot`: which version answers for which tenant, and what happens when it fails;
+//!    [`candidate`], `tried`: what is tried beside it; [`history`]: what has become of a slot.
 //! 7. `upload`, [`registry`]: [`PluginHost`], which puts a version in force; `folder` watches for new components; [`event`] and [`metrics`]
 //!    report what happened; [`error`] says why a change was not made.
 //!
@@ -21,6 +22,7 @@ mod answers;
 pub mod binding;
 mod bindings;
 mod breaker;
+pub mod candidate;
 mod child;
 mod compile;
 mod control;
@@ -34,6 +36,7 @@ pub mod event;
 mod fault;
 mod folder;
 mod guest;
+pub mod history;
 mod images;
 mod instance;
 pub mod limit;
@@ -45,6 +48,7 @@ pub mod registry;
 mod snapshot;
 mod spawn;
 mod tenant;
+mod tried;
 mod turn;
 mod uncompiled;
 mod upload;
@@ -56,5 +60,5 @@ pub use compile::Compilations;
 pub use digest::Digest;
 pub use error::PluginError;
 pub use limit::{Budget, Limits};
-pub use registry::{BindRequest, PluginHost, Settings};
+pub use registry::{BindRequest, PluginHost, Settings, TryRequest};
 pub use upload::Upload;

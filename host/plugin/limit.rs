@@ -42,6 +42,10 @@ pub const GAUGES: usize = 16;
 pub const RESOLVER_WAITING: usize = 64;
 /// Most questions that may wait for all resolvers together. Each holds the siblings of a key.
 pub const RESOLVER_QUEUE: usize = 1024;
+/// Share of one core that one tenant's shadow may use in each second, in thousandths: a tenth, since nobody waits for its answers.
+pub const SHADOW_SHARE: u32 = 100;
+/// Questions that wait for the thread of shadows: more are not asked.
+pub const SHADOW_QUEUE: usize = 64;
 /// Most concurrent compilations: each may use a whole core and [`COMPILE_MEMORY_BYTES`].
 pub const COMPILATIONS: usize = 2;
 /// Memory that the process may write to in which a component is compiled, by default. Rust plugins take 30 MiB, and ordinary code of a
@@ -135,6 +139,9 @@ pub struct Limits {
     pub fault_window: Duration,
     /// Time after which an open breaker admits one trial call.
     pub cool_down: Duration,
+    /// How long a version waits for coordinators that have not loaded it, before it is put in force: for a compilation of a large
+    /// component, beside others.
+    pub ready: Duration,
 }
 
 impl Default for Limits {
@@ -171,6 +178,7 @@ impl Default for Limits {
             faults: 5,
             fault_window: Duration::from_secs(10),
             cool_down: Duration::from_secs(30),
+            ready: Duration::from_secs(20),
         }
     }
 }

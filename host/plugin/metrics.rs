@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::limit;
+use witan_kernel::candidate::{AtomicLatencies, Latencies};
 use witan_kernel::sync::lock;
 
 /// Counts of one binding or of one hook. They never decrease.
@@ -27,6 +28,8 @@ pub struct Counts {
     pub instances: u64,
     /// Versions put in force (per hook only).
     pub swaps: u64,
+    /// Candidates taken back by this coordinator (per hook only).
+    pub taken_back: u64,
     /// Log lines dropped.
     pub lines_dropped: u64,
 }
@@ -42,16 +45,21 @@ pub(crate) struct Counters {
     nanos: AtomicU64,
     instances: AtomicU64,
     swaps: AtomicU64,
+    taken_back: AtomicU64,
     lines_dropped: AtomicU64,
     /// The second in which a line was logged last (low half), and the lines logged in that second (high half).
     lines: AtomicU64,
     gauges: Mutex<BTreeMap<String, f64>>,
+    /// Faults by their kind.
+    kinds: Mutex<BTreeMap<&'static str, u64>>,
+    latencies: AtomicLatencies,
 }
 
 impl Counters {
     pub(crate) fn called(&self, took: Duration) {
         self.calls.fetch_add(1, Relaxed);
         self.nanos.fetch_add(took.as_nanos() as u64, Relaxed);
+        self.latencies.record(took.as_micros() as u64);
     }
 
     pub(crate) fn remembered(&self) {
@@ -62,8 +70,19 @@ impl Counters {
         self.declined.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn faulted(&self) {
+    pub(crate) fn faulted(&self, kind: &'static str) {
         self.faults.fetch_add(1, Relaxed);
+        *lock(&self.kinds).entry(kind).or_default() += 1;
+    }
+
+    /// Faults by their kind.
+    pub(crate) fn faults_by_kind(&self) -> Vec<(&'static str, u64)> {
+        lock(&self.kinds).iter().map(|(kind, count)| (*kind, *count)).collect()
+    }
+
+    /// Duration of the calls.
+    pub(crate) fn latencies(&self) -> Latencies {
+        self.latencies.read()
     }
 
     pub(crate) fn refused(&self) {
@@ -76,6 +95,10 @@ impl Counters {
 
     pub(crate) fn swapped(&self) {
         self.swaps.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn taken_back(&self) {
+        self.taken_back.fetch_add(1, Relaxed);
     }
 
     /// Takes one of the lines that all instances of the binding together may log in `second`, if one is left: a plugin cannot get
@@ -115,6 +138,7 @@ impl Counters {
             nanos: self.nanos.load(Relaxed),
             instances: self.instances.load(Relaxed),
             swaps: self.swaps.load(Relaxed),
+            taken_back: self.taken_back.load(Relaxed),
             lines_dropped: self.lines_dropped.load(Relaxed),
         }
     }

@@ -1,5 +1,7 @@
 //! [`PluginHost`]: the known plugins, the bindings in force, and every change to either.
 
+mod barrier;
+mod candidates;
 mod change;
 mod library;
 mod proposal;
@@ -18,29 +20,32 @@ use bytes::Bytes;
 use tokio::sync::{broadcast, oneshot};
 use wasmtime::Engine;
 use witan_kernel::hook::{Hook, Hooks, Plugins};
-use witan_kernel::name::TenantId;
+use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{Migration, Slot, StoreError};
 use witan_kernel::sync::lock;
 use witan_kernel::tenant::Tenant;
 
-use crate::binding::{BindingRecord, Partitioning, PluginStore, Reference};
+use crate::binding::{BindingRecord, CandidateRecord, Partitioning, PluginStore, Reference};
+use crate::candidate::Candidate;
 use crate::compile::{Compilations, Compiler};
 use crate::digest::Digest;
 use crate::error::{HostError, PluginError};
 use crate::event::{Event, Events};
 use crate::folder::Folder;
+use crate::history::Author;
 use crate::instance::Program;
 use crate::limit::{self, Limits};
 use crate::metrics::{Counters, Counts};
 use crate::pool::Pool;
-use crate::snapshot::{Generations, Snapshot};
+use crate::snapshot::{Bound, Generations, Snapshot, Threads};
 use crate::tenant::{ActiveBinding, Shared};
 use crate::turn::Turns;
 use crate::upload::{Upload, Uploads};
 
+pub use candidates::{CandidateView, ReportView};
 pub use library::{Artifact, Source};
 use library::{Library, Shelf};
-pub use proposal::{BindRequest, Named, Proposal, Proposed, RoutingChange};
+pub use proposal::{BindRequest, Named, Proposal, Proposed, RoutingChange, TryRequest};
 
 /// The host's settings.
 #[derive(Debug, Clone)]
@@ -51,6 +56,8 @@ pub struct Settings {
     pub folder: Option<PathBuf>,
     /// The limits of plugins.
     pub limits: Limits,
+    /// Who coordinates here: under this name it reports what it sees of candidates.
+    pub coordinator: NodeId,
     /// The program in whose processes components are compiled: one that calls [`crate::compile_if_asked`] first, as the coordinator's own.
     pub compiler: PathBuf,
 }
@@ -66,6 +73,8 @@ pub struct Binding {
     pub gauges: Vec<(String, f64)>,
     /// Why the binding cannot answer at all, if so (say, its component is missing): then every question is refused.
     pub broken: Option<String>,
+    /// What is tried beside it.
+    pub candidate: Option<CandidateRecord>,
 }
 
 /// The plugin host. Cheap to clone; one per process.
@@ -99,6 +108,9 @@ pub(crate) struct Inner {
     programs: Mutex<BTreeMap<Digest, std::sync::Weak<Program>>>,
     lanes: Lanes,
     uploads: Uploads,
+    coordinator: NodeId,
+    /// Versions that slots are to have next, loaded here, by the number of their preparation.
+    preparing: Mutex<BTreeMap<Slot, (u64, Arc<Program>)>>,
 }
 
 /// Threads for changes, by what may hold them up, so that a change waits only for its own kind.
@@ -126,7 +138,7 @@ impl Lanes {
 /// The state that readers see: replaced as a whole, by one atomic swap.
 struct Published {
     snapshot: Snapshot,
-    bindings: Vec<(Arc<BindingRecord>, Arc<ActiveBinding>)>,
+    bindings: Vec<(Arc<BindingRecord>, Bound)>,
     artifacts: Arc<Vec<Artifact>>,
 }
 
@@ -145,10 +157,21 @@ struct HostState {
 struct LiveBinding {
     record: Arc<BindingRecord>,
     active: Arc<ActiveBinding>,
+    candidate: Option<Arc<Candidate>>,
     /// Programs of the current and the earlier versions, so that a rollback is instant.
     programs: BTreeMap<Digest, Arc<Program>>,
     /// A component that this binding does not follow to, so that it is not tried again with every scan.
     not_followed: Option<Digest>,
+}
+
+impl LiveBinding {
+    fn bound(&self) -> Bound {
+        Bound { active: self.active.clone(), candidate: self.candidate.clone() }
+    }
+
+    fn view(&self) -> Binding {
+        view(&self.record, &self.bound())
+    }
 }
 
 /// By what the keys of each generation of a tenant's rows are placed.
@@ -172,12 +195,14 @@ impl PluginHost {
         let limits = shared.limits.clone();
         let resolvers = Pool::new("witan-resolver", limits.resolver_threads, limit::RESOLVER_QUEUE)
             .map_err(HostError::thread("resolver threads"))?;
+        let shadows =
+            Pool::new("witan-shadow", 1, limit::SHADOW_QUEUE).map_err(HostError::thread("the thread of shadows"))?;
         let uploads = Uploads::new(&limits);
         let compiler = Compiler::new(settings.compiler, &settings.data_dir, limits)?;
         let (shelf, library) = Shelf::open(&settings.data_dir)?;
         let folder = settings.folder.map(Folder::open).transpose()?;
         let published = Published {
-            snapshot: Snapshot::new(&[], HashMap::new(), resolvers),
+            snapshot: Snapshot::new(&[], HashMap::new(), Threads { resolvers, shadows }),
             bindings: Vec::new(),
             artifacts: Arc::default(),
         };
@@ -195,6 +220,8 @@ impl PluginHost {
             programs: Mutex::default(),
             lanes: Lanes::start()?,
             uploads,
+            coordinator: settings.coordinator,
+            preparing: Mutex::default(),
         });
         inner.learn_components()?;
         inner.restore()?;
@@ -254,18 +281,23 @@ impl PluginHost {
     /// Puts a plugin in force: probes it under its configuration, stores the binding, then swaps it in. Binding what is already in
     /// force changes nothing.
     pub async fn bind(&self, request: BindRequest) -> Result<Binding, PluginError> {
+        let wanted = request.clone();
+        let coming = self.change(&self.inner.lanes.changes, move |inner| inner.coming(wanted)).await?;
+        if let Some(coming) = coming {
+            self.ready_everywhere(coming).await?;
+        }
         self.change(&self.inner.lanes.changes, move |inner| inner.bind(request)).await
     }
 
     /// Goes back to the previous version; each further rollback goes back one more. It waits for the store alone: that version is held
     /// loaded, and no other change, compilation or probe is in the way.
-    pub async fn rollback(&self, tenant: Option<TenantId>, hook: Hook) -> Result<Binding, PluginError> {
-        self.change(&self.inner.lanes.back, move |inner| inner.rollback(tenant, hook)).await
+    pub async fn rollback(&self, tenant: Option<TenantId>, hook: Hook, author: Author) -> Result<Binding, PluginError> {
+        self.change(&self.inner.lanes.back, move |inner| inner.rollback(tenant, hook, &author)).await
     }
 
     /// Removes a binding: the default binding, or the native rule, applies again. Like a rollback, it waits for the store alone.
-    pub async fn unbind(&self, tenant: Option<TenantId>, hook: Hook) -> Result<(), PluginError> {
-        self.change(&self.inner.lanes.back, move |inner| inner.unbind(tenant, hook)).await
+    pub async fn unbind(&self, tenant: Option<TenantId>, hook: Hook, author: Author) -> Result<(), PluginError> {
+        self.change(&self.inner.lanes.back, move |inner| inner.unbind(tenant, hook, &author)).await
     }
 
     /// What a change of a tenant's routing hook would be, given the generations that the tenant's entry names. The hook is loaded and
@@ -340,7 +372,7 @@ impl PluginHost {
     /// All bindings in force, the default ones first, then by tenant.
     pub fn bindings(&self) -> Vec<Binding> {
         let published = self.inner.published.load();
-        published.bindings.iter().map(|(record, active)| view(record, active)).collect()
+        published.bindings.iter().map(|(record, bound)| view(record, bound)).collect()
     }
 
     /// The last events, and a receiver for those that follow.
@@ -351,6 +383,13 @@ impl PluginHost {
     /// What became of compilations.
     pub fn compilations(&self) -> Compilations {
         self.inner.compiler.counts()
+    }
+
+    /// Candidates that are tried, per hook.
+    pub fn candidates(&self) -> [(Hook, u64); 3] {
+        let published = self.inner.published.load();
+        let tried = published.bindings.iter().filter(|(_, bound)| bound.candidate.is_some());
+        Hook::ALL.map(|hook| (hook, tried.clone().filter(|(of, _)| of.hook == hook).count() as u64))
     }
 
     /// Counts per hook since the process started.
@@ -386,8 +425,9 @@ pub(crate) fn compiler_wait() -> Instant {
     Instant::now() + limit::COMPILER_WAIT
 }
 
-fn view(record: &BindingRecord, active: &ActiveBinding) -> Binding {
+fn view(record: &BindingRecord, Bound { active, candidate }: &Bound) -> Binding {
     Binding {
+        candidate: candidate.as_ref().map(|candidate| candidate.record.clone()),
         record: record.clone(),
         counts: active.counters.read(),
         gauges: active.counters.gauges(),
@@ -398,11 +438,11 @@ fn view(record: &BindingRecord, active: &ActiveBinding) -> Binding {
 impl Inner {
     /// Publishes the state: it applies from the next request on.
     fn publish(&self, state: &HostState) {
-        let bindings: Vec<_> = state.bindings.values().map(|live| (live.record.clone(), live.active.clone())).collect();
-        let actives: Vec<Arc<ActiveBinding>> = bindings.iter().map(|(_, active)| active.clone()).collect();
+        let bindings: Vec<_> = state.bindings.values().map(|live| (live.record.clone(), live.bound())).collect();
+        let bound: Vec<Bound> = bindings.iter().map(|(_, bound)| bound.clone()).collect();
         let of_tenant = |(slot, of): (&Slot, &LivePartitions)| Some((slot.tenant.clone()?, of.live.clone()));
         let partitions = state.partitions.iter().filter_map(of_tenant).collect();
-        let snapshot = self.published.load().snapshot.next(&actives, partitions);
+        let snapshot = self.published.load().snapshot.next(&bound, partitions);
         self.published.store(Arc::new(Published { snapshot, bindings, artifacts: state.library.list() }));
     }
 

@@ -7,18 +7,28 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
+use witan_kernel::candidate::Mode;
 use witan_kernel::hook::{
     Asked, Hook, Hooks, Native, Partition, Pending, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion,
     Verdict,
 };
 use witan_kernel::name::{Key, NodeId, TenantId};
 
+use crate::candidate::Candidate;
 use crate::limit;
 use crate::pool::Pool;
-use crate::tenant::{ActiveBinding, TenantBinding};
+use crate::tenant::{ActiveBinding, Queued, TenantBinding};
+use crate::tried::Tried;
 
-/// At most one binding per hook, in the order of [`Hook::ALL`].
-type PerHook<T> = [Option<Arc<T>>; 3];
+/// At most one of each per hook, in the order of [`Hook::ALL`].
+type PerHook<T> = [Option<T>; 3];
+
+/// The version in force of a slot, and what is tried beside it.
+#[derive(Clone)]
+pub(crate) struct Bound {
+    pub(crate) active: Arc<ActiveBinding>,
+    pub(crate) candidate: Option<Arc<Candidate>>,
+}
 
 /// What places the keys of each generation of a tenant's rows; `None`: what is bound for all tenants, or else the native rule.
 pub(crate) type Generations<T> = Arc<[(u32, Option<Arc<T>>)]>;
@@ -26,17 +36,83 @@ pub(crate) type Generations<T> = Arc<[(u32, Option<Arc<T>>)]>;
 /// Every binding in force, and the tenants that have used one.
 pub(crate) struct Snapshot {
     /// Bindings of single tenants.
-    own: HashMap<TenantId, PerHook<ActiveBinding>>,
+    own: HashMap<TenantId, PerHook<Bound>>,
     /// Default bindings, for tenants without their own.
-    default: PerHook<ActiveBinding>,
+    default: PerHook<Bound>,
     /// Of tenants whose routing hook was swapped, by what the keys of each generation are placed.
     partitions: HashMap<TenantId, Generations<ActiveBinding>>,
     native: Arc<dyn Hooks>,
-    resolvers: Pool,
+    threads: Threads,
     hasher: RandomState,
     /// Tenants that have asked. A shard is copied when a tenant is added, so that a lookup takes no lock. A tenant's hooks are
     /// created when it first asks, because each tenant has its own instances of a default binding too.
     shards: Vec<ArcSwap<Shard>>,
+}
+
+/// Threads on which guests are asked that must not run on a serving thread.
+#[derive(Clone)]
+pub(crate) struct Threads {
+    pub(crate) resolvers: Pool,
+    /// One thread, so that all shadows together use one core at most.
+    pub(crate) shadows: Pool,
+}
+
+impl Threads {
+    /// Has a resolver asked on a thread of its own; `None`: its queue is full.
+    fn queue<T: Send + 'static>(
+        &self,
+        binding: &Arc<TenantBinding>,
+        question: ResolverQuestion,
+        ask: impl FnOnce(&Queued, &ResolverQuestion) -> T + Send + 'static,
+    ) -> Option<oneshot::Receiver<T>> {
+        let (answer, asked) = oneshot::channel();
+        let queued = binding.enqueue()?;
+        let job = move || {
+            // The operation may have ended while this question was queued.
+            if !answer.is_closed() {
+                let _ = answer.send(ask(&queued, &question));
+            }
+        };
+        self.resolvers.submit(job).is_ok().then_some(asked)
+    }
+
+    /// Asks the version in force.
+    fn resolve(&self, binding: &Arc<TenantBinding>, question: ResolverQuestion) -> Pending<Asked<Verdict>> {
+        let binding = binding.clone();
+        let ask =
+            |queued: &Queued, question: &ResolverQuestion| queued.binding().ask(|instance| instance.resolve(question));
+        let asked = self.queue(&binding, question, ask);
+        Box::pin(async move {
+            match asked {
+                Some(asked) => asked.await.unwrap_or_else(|_| binding.queue_full()),
+                None => binding.queue_full(),
+            }
+        })
+    }
+
+    /// Asks a canary, and the version in force if that has no answer.
+    fn resolve_tried(
+        &self,
+        binding: &Arc<TenantBinding>,
+        tried: Arc<Tried>,
+        question: ResolverQuestion,
+    ) -> Pending<Asked<Verdict>> {
+        let (threads, binding, counted) = (self.clone(), binding.clone(), tried.clone());
+        let ask = move |queued: &Queued, question: &ResolverQuestion| tried.resolve(queued, question);
+        let asked = self.queue(&counted.binding, question.clone(), ask);
+        Box::pin(async move {
+            let answered = match asked {
+                Some(asked) => asked.await.ok(),
+                None => None,
+            };
+            match answered {
+                Some(Some(answered)) => return answered,
+                Some(None) => {}
+                None => counted.queue_was_full(),
+            }
+            threads.resolve(&binding, question).await
+        })
+    }
 }
 
 type Shard = HashMap<TenantId, Arc<TenantHooks>>;
@@ -46,30 +122,26 @@ const SHARDS: usize = 64;
 
 impl Snapshot {
     pub(crate) fn new(
-        actives: &[Arc<ActiveBinding>],
+        bound: &[Bound],
         partitions: HashMap<TenantId, Generations<ActiveBinding>>,
-        resolvers: Pool,
+        threads: Threads,
     ) -> Self {
-        let mut own: HashMap<TenantId, PerHook<ActiveBinding>> = HashMap::new();
+        let mut own: HashMap<TenantId, PerHook<Bound>> = HashMap::new();
         let mut default = PerHook::default();
-        for active in actives {
-            let bindings = match &active.tenant {
+        for each in bound {
+            let bindings = match &each.active.tenant {
                 Some(tenant) => own.entry(tenant.clone()).or_default(),
                 None => &mut default,
             };
-            bindings[active.hook as usize] = Some(active.clone());
+            bindings[each.active.hook as usize] = Some(each.clone());
         }
         let shards = (0..SHARDS).map(|_| ArcSwap::default()).collect();
-        Self { own, default, partitions, native: Arc::new(Unbound), resolvers, hasher: RandomState::new(), shards }
+        Self { own, default, partitions, native: Arc::new(Unbound), threads, hasher: RandomState::new(), shards }
     }
 
     /// The next snapshot. Tenants keep their warm instances of bindings that have not changed.
-    pub(crate) fn next(
-        &self,
-        actives: &[Arc<ActiveBinding>],
-        partitions: HashMap<TenantId, Generations<ActiveBinding>>,
-    ) -> Self {
-        let mut next = Self::new(actives, partitions, self.resolvers.clone());
+    pub(crate) fn next(&self, bound: &[Bound], partitions: HashMap<TenantId, Generations<ActiveBinding>>) -> Self {
+        let mut next = Self::new(bound, partitions, self.threads.clone());
         next.hasher = self.hasher.clone();
         for (shard, old) in next.shards.iter().zip(&self.shards) {
             let old = old.load();
@@ -131,15 +203,16 @@ impl Snapshot {
             let kept = old.and_then(|old| old.all().find(|it| Arc::ptr_eq(&it.active, active)).cloned());
             kept.unwrap_or_else(|| Arc::new(TenantBinding::new(active.clone(), tenant.clone())))
         };
-        let binding = |hook: Hook| {
+        let bound = |hook: Hook| {
             let index = hook as usize;
-            own.and_then(|own| own[index].as_ref()).or(self.default[index].as_ref()).map(kept)
+            own.and_then(|own| own[index].as_ref()).or(self.default[index].as_ref())
         };
         let mut hooks = TenantHooks {
-            bindings: Hook::ALL.map(binding),
+            bindings: Hook::ALL.map(|hook| bound(hook).map(|bound| kept(&bound.active))),
+            tried: Hook::ALL.map(|hook| tried(bound(hook)?.candidate.as_ref()?, tenant, old)),
             partitions: None,
             default: None,
-            resolvers: self.resolvers.clone(),
+            threads: self.threads.clone(),
         };
         if let Some(generations) = self.partitions.get(tenant) {
             let mut all: Vec<(u32, Option<Arc<TenantBinding>>)> = Vec::with_capacity(generations.len());
@@ -154,7 +227,7 @@ impl Snapshot {
             }
             hooks.partitions = Some(all.into());
             let default = self.default[Hook::RoutingHook as usize].as_ref();
-            hooks.default = default.map(|active| {
+            hooks.default = default.map(|Bound { active, .. }| {
                 hooks.all().find(|it| Arc::ptr_eq(&it.active, active)).cloned().unwrap_or_else(|| kept(active))
             });
         }
@@ -162,14 +235,31 @@ impl Snapshot {
     }
 }
 
+/// A candidate for one tenant. A step of its trial keeps its warm instances.
+fn tried(candidate: &Arc<Candidate>, tenant: &TenantId, old: Option<&TenantHooks>) -> Option<Arc<Tried>> {
+    let mut before = old.into_iter().flat_map(|old| old.tried.iter().flatten());
+    let binding = match before.find(|it| Arc::ptr_eq(&it.binding.active, &candidate.active)) {
+        Some(tried) if Arc::ptr_eq(&tried.candidate, candidate) => return Some(tried.clone()),
+        Some(tried) => tried.binding.clone(),
+        None if candidate.record.trial.mode == Mode::Shadow => {
+            let active = candidate.active.clone();
+            Arc::new(TenantBinding::with_share(active, tenant.clone(), limit::SHADOW_SHARE))
+        }
+        None => Arc::new(TenantBinding::new(candidate.active.clone(), tenant.clone())),
+    };
+    Some(Arc::new(Tried { candidate: candidate.clone(), binding }))
+}
+
 /// The bindings that answer for one tenant.
 pub(crate) struct TenantHooks {
-    bindings: PerHook<TenantBinding>,
+    bindings: PerHook<Arc<TenantBinding>>,
+    /// What is tried beside them.
+    tried: PerHook<Arc<Tried>>,
     /// By what the keys of each generation are placed. `None` before the first swap: by what is bound.
     partitions: Option<Generations<TenantBinding>>,
     /// With [`Self::partitions`]: the routing hook of all tenants.
     default: Option<Arc<TenantBinding>>,
-    resolvers: Pool,
+    threads: Threads,
 }
 
 impl TenantHooks {
@@ -188,6 +278,7 @@ impl TenantHooks {
                 seen.push(binding);
             }
         }
+        self.tried.iter().flatten().for_each(|tried| tried.binding.release_idle());
     }
 
     fn is_native(&self) -> bool {
@@ -206,6 +297,10 @@ impl TenantHooks {
     fn binding(&self, hook: Hook) -> Option<&Arc<TenantBinding>> {
         self.bindings[hook as usize].as_ref()
     }
+
+    fn tried(&self, hook: Hook) -> Option<&Arc<Tried>> {
+        self.tried[hook as usize].as_ref()
+    }
 }
 
 impl Hooks for TenantHooks {
@@ -220,30 +315,44 @@ impl Hooks for TenantHooks {
         }
     }
 
+    fn policy_of(&self, key: &Key, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
+        let Some(tried) = self.tried(Hook::ConsistencyPolicy) else { return self.policy(question) };
+        if tried.answers_for(key)
+            && let Some(answered) = tried.policy(question)
+        {
+            return answered;
+        }
+        let asked = self.policy(question);
+        tried.shadow_policy(&self.threads.shadows, key, question, &asked);
+        asked
+    }
+
     fn has_resolver(&self) -> bool {
         self.binding(Hook::ConflictResolver).is_some()
     }
 
     fn resolve(&self, question: ResolverQuestion) -> Pending<Asked<Verdict>> {
-        let Some(binding) = self.binding(Hook::ConflictResolver).cloned() else {
-            return Box::pin(std::future::ready(Asked::Unbound));
+        let (Some(binding), Some(tried)) = (self.binding(Hook::ConflictResolver), self.tried(Hook::ConflictResolver))
+        else {
+            return self.resolve_in_force(question);
         };
-        let (answer, asked) = oneshot::channel();
-        let queued = binding.enqueue().is_some_and(|queued| {
-            let job = move || {
-                // The operation may have ended while this question was queued.
-                if !answer.is_closed() {
-                    let _ = answer.send(queued.binding().ask(|instance| instance.resolve(&question)));
-                }
-            };
-            self.resolvers.submit(job).is_ok()
-        });
+        if tried.answers_for(&question.key) {
+            return self.threads.resolve_tried(binding, tried.clone(), question);
+        }
+        let (asked, tried) = (self.threads.resolve(binding, question.clone()), tried.clone());
+        let shadows = self.threads.shadows.clone();
         Box::pin(async move {
-            match asked.await {
-                Ok(asked) if queued => asked,
-                _ => binding.queue_full(),
-            }
+            let asked = asked.await;
+            tried.shadow_resolve(&shadows, question, &asked);
+            asked
         })
+    }
+
+    fn resolve_in_force(&self, question: ResolverQuestion) -> Pending<Asked<Verdict>> {
+        match self.binding(Hook::ConflictResolver) {
+            Some(binding) => self.threads.resolve(binding, question),
+            None => Box::pin(std::future::ready(Asked::Unbound)),
+        }
     }
 
     fn partition_key(&self, generation: u32, key: &Key) -> Partition {
@@ -263,13 +372,19 @@ impl Hooks for TenantHooks {
     }
 
     fn prefer(&self, key: &Key, replicas: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
-        match self.binding(Hook::RoutingHook) {
-            Some(binding) => match binding.ask(|instance| instance.prefer(key.bytes(), replicas)) {
-                // Without a preference, replicas are read in the native order.
-                Asked::Faulted { reason, by, .. } => Asked::Faulted { reason, fail: false, by },
-                asked => asked,
-            },
-            None => Asked::Unbound,
+        let Some(binding) = self.binding(Hook::RoutingHook) else { return Asked::Unbound };
+        let tried = self.tried(Hook::RoutingHook);
+        if let Some(answered) = tried.filter(|tried| tried.answers_for(key)).and_then(|it| it.prefer(key, replicas)) {
+            return answered;
+        }
+        let asked = binding.ask(|instance| instance.prefer(key.bytes(), replicas));
+        if let Some(tried) = tried {
+            tried.shadow_prefer(&self.threads.shadows, key, replicas, &asked);
+        }
+        match asked {
+            // Without a preference, replicas are read in the native order.
+            Asked::Faulted { reason, by, .. } => Asked::Faulted { reason, fail: false, by },
+            asked => asked,
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::digest::Digest;
 use crate::engine::{TICK, Ticks};
 use crate::error::PluginError;
 use crate::event::{Event, EventKind, Events};
-use crate::fault::{Broken, Fault};
+use crate::fault::{Broken, Fault, Outcome};
 use crate::instance::{Instance, Program};
 use crate::limit::{self, Budget, Limits};
 use crate::metrics::Counters;
@@ -75,7 +75,7 @@ pub(crate) struct ActiveBinding {
 }
 
 impl ActiveBinding {
-    fn event(&self, kind: EventKind, tenant: Option<TenantId>, detail: impl Into<String>) {
+    pub(crate) fn event(&self, kind: EventKind, tenant: Option<TenantId>, detail: impl Into<String>) {
         let event = Event::new(kind, detail).of(self.version.digest, &*self.version.plugin).at(tenant, self.hook);
         self.shared.events.emit(event);
     }
@@ -148,8 +148,13 @@ const APART_TRIES: usize = 3;
 
 impl TenantBinding {
     pub(crate) fn new(active: Arc<ActiveBinding>, tenant: TenantId) -> Self {
-        let breaker = Breaker::new(&active.shared.limits);
         let share = active.shared.limits.budget(active.hook).share;
+        Self::with_share(active, tenant, share)
+    }
+
+    /// With this share of one core, in thousandths.
+    pub(crate) fn with_share(active: Arc<ActiveBinding>, tenant: TenantId, share: u32) -> Self {
+        let breaker = Breaker::new(&active.shared.limits);
         Self {
             active,
             tenant,
@@ -165,30 +170,41 @@ impl TenantBinding {
 
     /// Asks a consistency policy. A deterministic one is called only once for equal questions.
     pub(crate) fn decide(&self, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
+        self.decided(question).0
+    }
+
+    /// The same, and what has become of the question.
+    pub(crate) fn decided(&self, question: &PolicyQuestion<'_>) -> (Asked<PolicyAnswer>, Outcome) {
         let primary = self.active.primary.as_ref().ok().filter(|plan| plan.deterministic && !self.breaker.is_open());
-        let Some(plan) = primary else { return self.ask(|instance| instance.decide(question)) };
+        let Some(plan) = primary else { return self.asked(|instance| instance.decide(question)) };
         if let Some(answer) = self.answers.get(question) {
             self.active.both(Counters::remembered);
-            return Asked::Answered { answer, by: plan.by.clone() };
+            return (Asked::Answered { answer, by: plan.by.clone() }, Outcome::Answered);
         }
-        let asked = self.ask(|instance| instance.decide(question));
+        let (asked, outcome) = self.asked(|instance| instance.decide(question));
         if let Asked::Answered { answer, by } = &asked
             && Arc::ptr_eq(by, &plan.by)
         {
             self.answers.put(question, *answer);
         }
-        asked
+        (asked, outcome)
     }
 
     /// Asks the version in force, or the previous one while the breaker is open.
-    pub(crate) fn ask<T>(&self, mut question: impl FnMut(&mut Instance) -> Result<T, Fault>) -> Asked<T> {
+    pub(crate) fn ask<T>(&self, question: impl FnMut(&mut Instance) -> Result<T, Fault>) -> Asked<T> {
+        self.asked(question).0
+    }
+
+    /// The same, and what has become of the question.
+    pub(crate) fn asked<T>(&self, mut question: impl FnMut(&mut Instance) -> Result<T, Fault>) -> (Asked<T>, Outcome) {
         let now = self.active.shared.ticks.now();
+        let refused = |reason: &str| (self.refuse(reason), Outcome::Refused);
         if !self.share.admits(now) {
-            return self.refuse("has used up its share of the CPU for this second");
+            return refused("has used up its share of the CPU for this second");
         }
         let plan = match &self.active.primary {
             Ok(plan) => plan,
-            Err(error) => return self.refuse(&error.to_string()),
+            Err(error) => return refused(&error.to_string()),
         };
         if !self.breaker.admits(now) {
             return self.ask_fallback(now, question);
@@ -198,10 +214,21 @@ impl TenantBinding {
                 if self.breaker.answered() {
                     self.active.event(EventKind::BreakerClosed, Some(self.tenant.clone()), "it answers again");
                 }
-                Asked::Answered { answer, by: plan.by.clone() }
+                (Asked::Answered { answer, by: plan.by.clone() }, Outcome::Answered)
             }
             Err(fault) => self.fault(plan, fault, now),
         }
+    }
+
+    /// Whether it may use the CPU in this second.
+    pub(crate) fn has_share(&self) -> bool {
+        self.share.admits(self.active.shared.ticks.now())
+    }
+
+    /// Whether equal questions must have equal answers: of resolvers always, of others if they say so.
+    pub(crate) fn claims_to_be_determined(&self) -> bool {
+        let says_so = self.active.primary.as_ref().is_ok_and(|plan| plan.deterministic);
+        says_so || self.active.hook == Hook::ConflictResolver
     }
 
     /// Asks for a purpose other than serving a client, say about every key of the tenant: whatever share of the CPU that takes, and without
@@ -227,15 +254,19 @@ impl TenantBinding {
 
     /// While the breaker is open the previous version answers, if there is one. Not for routing hooks: another version may place
     /// keys elsewhere.
-    fn ask_fallback<T>(&self, now: u64, mut question: impl FnMut(&mut Instance) -> Result<T, Fault>) -> Asked<T> {
+    fn ask_fallback<T>(
+        &self,
+        now: u64,
+        mut question: impl FnMut(&mut Instance) -> Result<T, Fault>,
+    ) -> (Asked<T>, Outcome) {
         match &self.active.fallback {
             Some(plan) if self.active.hook != Hook::RoutingHook => {
                 match self.call(plan, &self.fallback_instances, now, &mut question) {
-                    Ok(answer) => Asked::Answered { answer, by: plan.by.clone() },
+                    Ok(answer) => (Asked::Answered { answer, by: plan.by.clone() }, Outcome::Answered),
                     Err(fault) => self.fault(plan, fault, now),
                 }
             }
-            _ => self.refuse("has failed too often and is not asked for a while"),
+            _ => (self.refuse("has failed too often and is not asked for a while"), Outcome::Refused),
         }
     }
 
@@ -275,16 +306,20 @@ impl TenantBinding {
         answer
     }
 
-    fn fault<T>(&self, plan: &Plan, fault: Fault, now: u64) -> Asked<T> {
+    fn fault<T>(&self, plan: &Plan, fault: Fault, now: u64) -> (Asked<T>, Outcome) {
         let reason = format!("{} {fault}", plan.by);
-        match fault {
-            Fault::Declined(_) => self.active.both(Counters::declined),
-            Fault::Broken(_) => {
-                self.active.both(Counters::faulted);
-                self.report(self.breaker.faulted(now), &reason);
+        let outcome = match fault {
+            Fault::Declined(_) => {
+                self.active.both(Counters::declined);
+                Outcome::Refused
             }
-        }
-        Asked::Faulted { reason, fail: self.fails(), by: plan.by.clone() }
+            Fault::Broken(broken) => {
+                self.active.both(|counters| counters.faulted(broken.kind()));
+                self.report(self.breaker.faulted(now), &reason);
+                Outcome::Faulted
+            }
+        };
+        (Asked::Faulted { reason, fail: self.fails(), by: plan.by.clone() }, outcome)
     }
 
     fn report(&self, faulted: Faulted, reason: &str) {

@@ -11,6 +11,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 use witan_control::Cluster;
+use witan_kernel::hook::Hook;
+use witan_kernel::name::NodeId;
 use witan_kernel::port::Metadata;
 use witan_plugin::metrics::Counts;
 use witan_plugin::{Compilations, Limits, PluginHost, Settings};
@@ -31,6 +33,7 @@ pub(super) async fn start(
         data_dir: config.data_dir.join("plugins"),
         folder: config.plugins.clone(),
         limits: Limits::default(),
+        coordinator: NodeId::new(&config.node_id).context("--node-id")?,
         compiler: this_program(),
     };
     let shared = config.shared.postgres.is_some();
@@ -62,12 +65,13 @@ struct Counted(PluginHost);
 impl Collector for Counted {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let counts = self.0.counts();
-        let metrics: [(&str, &str, Read); 6] = [
+        let metrics: [(&str, &str, Read); 7] = [
             ("witan_plugin_calls", "Questions put to plugins", |c| c.calls),
             ("witan_plugin_remembered", "Questions not put: equal ones had been answered", |c| c.remembered),
             ("witan_plugin_faults", "Questions on which plugins failed", |c| c.faults),
             ("witan_plugin_refused", "Questions not put: open breaker, full queue, share used up", |c| c.refused),
             ("witan_plugin_swaps", "Versions put in force", |c| c.swaps),
+            ("witan_plugin_candidates_taken_back", "Candidates taken back by this coordinator", |c| c.taken_back),
             ("witan_plugin_nanoseconds", "Time that calls took", |c| c.nanos),
         ];
         for (name, help, read) in metrics {
@@ -78,8 +82,20 @@ impl Collector for Counted {
                 ConstCounter::new(read(counts)).encode(family.encode_family(&label)?)?;
             }
         }
+        encode_candidates(&self.0.candidates(), &mut encoder)?;
         encode_compilations(&self.0.compilations(), &mut encoder)
     }
+}
+
+fn encode_candidates(candidates: &[(Hook, u64)], encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let kind = prometheus_client::metrics::MetricType::Gauge;
+    let help = "Versions of plugins that are tried beside the one in force";
+    let mut family = encoder.encode_descriptor("witan_plugin_candidates", help, None, kind)?;
+    for (hook, count) in candidates {
+        let tried = ConstGauge::new(i64::try_from(*count).unwrap_or(i64::MAX));
+        tried.encode(family.encode_family(&[("hook", hook.as_str())])?)?;
+    }
+    Ok(())
 }
 
 fn encode_compilations(counts: &Compilations, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {

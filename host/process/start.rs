@@ -38,7 +38,8 @@ use crate::access::Access;
 use crate::access::config::may_listen;
 use crate::access::issuance::Issuance;
 use crate::console::{self, Admin};
-use crate::grpc::{AccessApi, CoordinatorApi, PluginApi, Unsent, server};
+use crate::grpc::{AccessApi, CoordinatorApi, Unsent, server};
+use crate::platform::PluginApi;
 
 /// A coordinator that serves.
 pub struct Serving {
@@ -346,6 +347,7 @@ impl Parts {
         let catalog = Arc::new(catalog);
         let raising = Arc::clone(&catalog).raise_owed_fences();
         let removing = Arc::clone(&catalog).remove_leftovers();
+        let tending = Arc::clone(&catalog).tend_candidates(Arc::new(self.plugins.clone()));
         let settling = swaps::settle_all(Arc::clone(&member.metadata), self.plugins.clone());
         let following = follow(Arc::clone(&member.metadata), local, member.revision);
         let (upkeep, own) = (Arc::clone(&self.upkeep), self.moves.claimant().clone());
@@ -356,6 +358,7 @@ impl Parts {
                 () = raising => {}
                 never = settling => match never {},
                 () = removing => {}
+                () = tending => {}
                 never = expiring => match never {},
                 () = stopped(ended) => {}
             }
@@ -391,7 +394,7 @@ impl Parts {
         live: watch::Receiver<Live>,
         unsent: Arc<Unsent>,
         stop: &watch::Receiver<bool>,
-    ) -> server::Services<Real> {
+    ) -> server::Services<Real, PluginApi> {
         let (coordinator, upkeep) = (Arc::clone(&self.coordinator), Arc::clone(&self.upkeep));
         let plugins = PluginApi::new(self.plugins.clone(), Arc::clone(&catalog), self.coordinator.clone(), unix_ms);
         let hooks = Arc::new(plugins.clone());

@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
+use witan_kernel::capability::CANDIDATES;
+use witan_kernel::name::NodeId;
 use witan_kernel::port::{
-    Answer, Artifact, BindingOnRecord, Component, Digest, HookRecord, Metadata, Migration, PAGE, PlacementChange,
-    PluginStore, Slot, StoreError,
+    Answer, Artifact, BindingChange, BindingOnRecord, CandidateReport, Component, CoordinatorOnRecord, Digest,
+    HistoryEntry, Metadata, Migration, PAGE, PlacementChange, PluginStore, RecordText, Saved, Slot, StoreError,
 };
 use witan_kernel::sync::lock;
 
@@ -44,6 +46,12 @@ impl StoredPlugins {
     /// 0 when none is known.
     fn version(&self, slot: &Slot) -> u64 {
         lock(&self.versions).get(slot).copied().unwrap_or(0)
+    }
+
+    fn change(&self, slot: &Slot, saved: Saved) -> BindingChange {
+        let Saved { record, puts_in_force, entry } = saved;
+        let (expected, fenced) = (self.version(slot), (self.fenced)());
+        BindingChange { slot: slot.clone(), expected, record, puts_in_force, fenced, entry }
     }
 
     fn learn(&self, slot: &Slot, version: Option<u64>) {
@@ -97,32 +105,55 @@ impl PluginStore for StoredPlugins {
         Ok(stored)
     }
 
-    fn save(&self, slot: &Slot, record: String, puts_in_force: Option<Digest>) -> Result<(), StoreError> {
-        let (expected, fenced) = (self.version(slot), (self.fenced)());
-        let saving = self.metadata.save_binding_record(slot, expected, record, puts_in_force, fenced);
-        let version = self.wait(saving)?;
-        self.learn(slot, Some(version));
+    fn save(&self, slot: &Slot, saved: Saved) -> Result<(), StoreError> {
+        let removed = saved.record.is_none();
+        let version = self.wait(self.metadata.change_binding_record(self.change(slot, saved)))?;
+        self.learn(slot, (!removed).then_some(version));
         Ok(())
     }
 
     fn save_and_move(
         &self,
         slot: &Slot,
-        record: String,
-        puts_in_force: Option<Digest>,
+        saved: Saved,
         change: PlacementChange,
         now_ms: u64,
     ) -> Result<Migration, StoreError> {
-        let saved = HookRecord { slot: slot.clone(), expected: self.version(slot), record, puts_in_force };
-        let (version, migration) = self.wait(self.metadata.swap_hook(saved, change, now_ms))?;
+        let (version, migration) = self.wait(self.metadata.swap_hook(self.change(slot, saved), change, now_ms))?;
         self.learn(slot, Some(version));
         Ok(migration)
     }
 
-    fn remove(&self, slot: &Slot) -> Result<(), StoreError> {
-        self.wait(self.metadata.remove_binding_record(slot, self.version(slot), (self.fenced)()))?;
-        self.learn(slot, None);
-        Ok(())
+    fn history(&self, slot: &Slot) -> Result<Vec<HistoryEntry>, StoreError> {
+        self.wait(self.metadata.binding_history(slot))
+    }
+
+    fn report(&self, report: CandidateReport) -> Result<(), StoreError> {
+        self.wait(self.metadata.put_report(report))
+    }
+
+    fn reports(&self, slot: &Slot, number: u64, since_ms: u64) -> Result<Vec<CandidateReport>, StoreError> {
+        self.wait(self.metadata.reports(slot, number, since_ms))
+    }
+
+    fn prepare(&self, slot: &Slot, version: Option<RecordText>) -> Result<(), StoreError> {
+        self.wait(self.metadata.prepare_binding(slot, version))
+    }
+
+    fn prepared(&self, slot: &Slot) -> Result<Option<RecordText>, StoreError> {
+        self.wait(self.metadata.prepared_binding(slot))
+    }
+
+    fn coordinators(&self) -> Result<Vec<(NodeId, bool)>, StoreError> {
+        if !self.shared {
+            return Ok(Vec::new());
+        }
+        let live = self.wait(self.metadata.coordinators())?.into_iter().filter(CoordinatorOnRecord::is_live);
+        Ok(live.map(|one| (one.claim.node_id.clone(), one.names(CANDIDATES))).collect())
+    }
+
+    fn require_candidates(&self) -> Result<(), StoreError> {
+        self.wait(self.metadata.require(CANDIDATES)).map(drop)
     }
 }
 

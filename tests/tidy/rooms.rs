@@ -43,7 +43,7 @@ impl Room {
 }
 
 /// Every room, those below first: a room uses only rooms that come before it, so that there can be no circle.
-pub const ROOMS: [Room; 25] = [
+pub const ROOMS: [Room; 26] = [
     library("features", "tests/features", "witan_features", &[]),
     library("kernel", "host/kernel", "witan_kernel", &[]).tests(&["features"]),
     library("wire", "host/wire", "witan_wire", &["kernel"]),
@@ -63,6 +63,7 @@ pub const ROOMS: [Room; 25] = [
     module("access", "host/access", &["kernel", "wire", "origin", "net"]),
     module("config", "host/config", &["kernel", "file", "net", "access"]),
     module("grpc", "host/grpc", EDGE),
+    module("platform", "host/platform", PLATFORM),
     module("console", "host/console", EDGE),
     module("process", "host/process", PROCESS),
     module("cli", "host/cli", CLI),
@@ -74,6 +75,9 @@ pub const ROOMS: [Room; 25] = [
 
 /// Edges decode, call and encode: neither stores nor plugins nor nodes, which they reach through the rooms below.
 const EDGE: &[&str] = &["kernel", "wire", "origin", "net", "coordinate", "upkeep", "control", "access", "config"];
+
+/// The plugin platform's edge decodes and encodes as `grpc` does, and is the only one that knows the plugin host.
+const PLATFORM: &[&str] = &["kernel", "wire", "control", "access", "grpc", "plugin"];
 
 /// Subcommands are servers, clients and tools: they may use everything but what is for tests.
 const CLI: &[&str] = &[
@@ -92,6 +96,7 @@ const CLI: &[&str] = &[
     "access",
     "config",
     "grpc",
+    "platform",
     "console",
     "process",
 ];
@@ -134,9 +139,9 @@ pub const OWNED: [Owned; 11] = [
     Owned { path: &["clap"], rooms: &["config", "cli", "demo", "xtask"], reason: "only programs read a command line" },
     Owned {
         path: &["tonic", "Status"],
-        rooms: &["wire", "grpc", "cli", "node", "peer", "demo", "sim"],
-        reason: "only grpc turns failures into statuses; tonic's codecs, and so that of wire, return one; node and peer speak the \
-                 nodes' protocol, cli and the demo are clients",
+        rooms: &["wire", "grpc", "platform", "cli", "node", "peer", "demo", "sim"],
+        reason: "only grpc and platform turn failures into statuses; tonic's codecs, and so that of wire, return one; node and peer \
+                 speak the nodes' protocol, cli and the demo are clients",
     },
     Owned {
         path: &["tonic_types"],

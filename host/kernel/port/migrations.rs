@@ -1,6 +1,6 @@
 //! Placement changes on record: which were asked for, how far they are, and what they leave to be cleaned.
 
-use super::{Answer, Digest, Slot, StorageNode};
+use super::{Answer, BindingChange, StorageNode};
 #[cfg(doc)]
 use super::{BindingStore, PlacementStore, StoreError};
 use crate::name::{NodeId, StoreId, TenantId, Zone};
@@ -194,19 +194,6 @@ pub struct Leftover {
     pub created_at_ms: u64,
 }
 
-/// A record of a binding that is to be [saved](BindingStore::save_binding_record).
-#[derive(Clone, PartialEq, Eq)]
-pub struct HookRecord {
-    /// The slot.
-    pub slot: Slot,
-    /// The version that is stored now; 0: there is none.
-    pub expected: u64,
-    /// The plugin host's text, which may contain a tenant's secret and is not logged.
-    pub record: String,
-    /// The artifact that it puts in force.
-    pub puts_in_force: Option<Digest>,
-}
-
 /// Placement changes on record. The rules of what is written are in [`moves`](super::moves).
 pub trait MigrationStore: Send + Sync + 'static {
     /// Records a placement change, and in the same transaction makes the ring or the wish that it needs. The same change as one that has
@@ -231,9 +218,9 @@ pub trait MigrationStore: Send + Sync + 'static {
     fn change_placement(&self, change: PlacementChange, now_ms: u64) -> Answer<Migration>;
 
     /// Saves the record of a tenant's routing hook, and records the placement change that follows from it, in one transaction: either both
-    /// are on record, or neither. As [`BindingStore::save_binding_record`] and [`Self::change_placement`], with the errors of both. Returns
-    /// the record's new version, and the change.
-    fn swap_hook(&self, record: HookRecord, change: PlacementChange, now_ms: u64) -> Answer<(u64, Migration)>;
+    /// are on record, or neither. As [`BindingStore::change_binding_record`] and [`Self::change_placement`], with the errors of both.
+    /// Returns the record's new version, and the change.
+    fn swap_hook(&self, record: BindingChange, change: PlacementChange, now_ms: u64) -> Answer<(u64, Migration)>;
 
     /// One placement change; [`StoreError::Missing`].
     fn migration(&self, number: u64) -> Answer<Migration>;

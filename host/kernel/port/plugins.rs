@@ -4,7 +4,11 @@ use bytes::Bytes;
 
 #[cfg(doc)]
 use super::MigrationStore;
-use super::{Answer, Artifact, BindingOnRecord, Digest, Migration, PlacementChange, Slot, StoreError};
+use super::{
+    Answer, Artifact, BindingOnRecord, CandidateReport, Digest, HistoryEntry, Migration, PlacementChange, RecordText,
+    Slot, StoreError,
+};
+use crate::name::NodeId;
 
 /// Where the plugin host keeps components and bindings, for one coordinator or for several. Called on a thread of the plugin
 /// host, never on one of a runtime: an implementation may block (say, in `tokio::runtime::Handle::block_on`). Several threads call at
@@ -34,23 +38,64 @@ pub trait PluginStore: Send + Sync + 'static {
     /// One binding.
     fn binding(&self, slot: &Slot) -> Result<Option<BindingOnRecord>, StoreError>;
 
-    /// Replaces a slot's binding. `record` is the plugin host's text, and names the components it needs by their digests in
-    /// lower-case hexadecimal digits. Durable when it returns. [`StoreError::Conflict`]; [`StoreError::Missing`] when the
-    /// component `puts_in_force`, if there is one, is not stored.
-    fn save(&self, slot: &Slot, record: String, puts_in_force: Option<Digest>) -> Result<(), StoreError>;
+    /// Replaces or removes a slot's binding. Removing what is not there is no error. Durable when it returns. [`StoreError::Conflict`];
+    /// [`StoreError::Missing`] when the component that it puts in force, if there is one, is not stored.
+    fn save(&self, slot: &Slot, saved: Saved) -> Result<(), StoreError>;
 
     /// The same, and records a placement change in the same transaction: as [`MigrationStore::change_placement`], with its errors.
     fn save_and_move(
         &self,
         slot: &Slot,
-        record: String,
-        puts_in_force: Option<Digest>,
+        saved: Saved,
         change: PlacementChange,
         now_ms: u64,
     ) -> Result<Migration, StoreError>;
 
-    /// Removes a slot's binding. Not an error when there is none. [`StoreError::Conflict`].
-    fn remove(&self, slot: &Slot) -> Result<(), StoreError>;
+    /// Removes a slot's binding, as [`Self::save`], without an entry in its history.
+    fn remove(&self, slot: &Slot) -> Result<(), StoreError> {
+        self.save(slot, Saved { record: None, puts_in_force: None, entry: None })
+    }
+
+    /// A slot's history, the newest entry first.
+    fn history(&self, slot: &Slot) -> Result<Vec<HistoryEntry>, StoreError>;
+
+    /// Keeps what this coordinator has seen of a candidate, for a day.
+    fn report(&self, report: CandidateReport) -> Result<(), StoreError>;
+
+    /// What all coordinators have seen of a candidate since `since_ms`.
+    fn reports(&self, slot: &Slot, number: u64, since_ms: u64) -> Result<Vec<CandidateReport>, StoreError>;
+
+    /// Tells every coordinator to load a version that the slot is to have next; `None`: none is.
+    fn prepare(&self, slot: &Slot, version: Option<RecordText>) -> Result<(), StoreError>;
+
+    /// The version that a slot is to have next.
+    fn prepared(&self, slot: &Slot) -> Result<Option<RecordText>, StoreError>;
+
+    /// The coordinators that hold a lease, each with whether it knows candidates. Empty while there are no others.
+    fn coordinators(&self) -> Result<Vec<(NodeId, bool)>, StoreError>;
+
+    /// From now on, programs that do not know candidates refuse to start on this store. [`StoreError::Conflict`] while a live coordinator
+    /// does not know them.
+    fn require_candidates(&self) -> Result<(), StoreError>;
+}
+
+/// What is saved of a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saved {
+    /// The plugin host's text, which names the components it needs by their digests in lower-case hexadecimal digits; `None`: nothing is
+    /// bound.
+    pub record: Option<RecordText>,
+    /// The component that it puts in force.
+    pub puts_in_force: Option<Digest>,
+    /// What the slot's history says of it.
+    pub entry: Option<String>,
+}
+
+impl Saved {
+    /// A record, without an entry in the slot's history.
+    pub fn of(record: String, puts_in_force: Option<Digest>) -> Self {
+        Self { record: Some(RecordText(record)), puts_in_force, entry: None }
+    }
 }
 
 /// The plugin host, as the control plane needs it.
@@ -58,4 +103,8 @@ pub trait PluginHost: Send + Sync + 'static {
     /// Puts in force what other coordinators have changed: the known components, and the bindings of `slots` (`None`: all). What
     /// could not be read stays as it is, with an error.
     fn refresh(&self, slots: Option<Vec<Slot>>) -> Answer<()>;
+
+    /// Reports what candidates have done on this coordinator, and makes what is due for them by what all have reported. True if a binding
+    /// was changed.
+    fn tend(&self) -> Answer<bool>;
 }

@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 
 use super::{
-    ADDRESS_BYTES, ARTIFACT_BYTES, ARTIFACTS, BINDING_RECORD_BYTES, BINDINGS, CAPABILITIES_BYTES, CHANGES,
-    COORDINATORS, Changed, Claim, Component, CoordinatorOnRecord, Digest, HOST_BYTES, LEASE_MS, NODES, PAGE,
-    PLUGIN_NAME_BYTES, PLUGIN_SOURCE_BYTES, PLUGIN_VERSION_BYTES, Slot, Source, StorageNode, StoreError,
-    TOKEN_ID_BYTES, TOKEN_LABEL_BYTES, TOKENS, Token, VERSION_BYTES,
+    ADDRESS_BYTES, ARTIFACT_BYTES, ARTIFACTS, BINDING_RECORD_BYTES, BINDINGS, BindingChange, CAPABILITIES_BYTES,
+    CHANGES, COORDINATORS, CandidateReport, Changed, Claim, Component, CoordinatorOnRecord, Digest,
+    HISTORY_ENTRY_BYTES, HOST_BYTES, LEASE_MS, NODES, PAGE, PLUGIN_NAME_BYTES, PLUGIN_SOURCE_BYTES,
+    PLUGIN_VERSION_BYTES, REPORT_BYTES, Slot, Source, StorageNode, StoreError, TOKEN_ID_BYTES, TOKEN_LABEL_BYTES,
+    TOKENS, Token, VERSION_BYTES,
 };
-use crate::capability::{GENERATIONS, MAINTENANCE, MOVES, SMALL_RECORDS, ZONES};
+use crate::capability::{CANDIDATES, GENERATIONS, MAINTENANCE, MOVES, SMALL_RECORDS, ZONES};
 use crate::idempotency::{RESPONSE_BYTES, Step};
 use crate::limit;
 use crate::name::{NodeId, TenantId};
@@ -64,6 +65,19 @@ pub fn component(component: &Component) -> Result<(), StoreError> {
 /// Checks the size of a binding's record.
 pub fn binding_record(record: &str) -> Result<(), StoreError> {
     text("a binding's record", record, BINDING_RECORD_BYTES)
+}
+
+/// Checks a change of a binding's record.
+pub fn binding_change(change: &BindingChange) -> Result<(), StoreError> {
+    if let Some(record) = &change.record {
+        binding_record(&record.0)?;
+    }
+    change.entry.as_ref().map_or(Ok(()), |entry| text("an entry of a binding's history", entry, HISTORY_ENTRY_BYTES))
+}
+
+/// Checks what a coordinator reports of a candidate.
+pub fn report(report: &CandidateReport) -> Result<(), StoreError> {
+    text("a report of a candidate", &report.text, REPORT_BYTES)
 }
 
 /// Checks a claim and the length of its lease.
@@ -150,6 +164,7 @@ pub fn schema_of(capability: &str) -> Result<u64, StoreError> {
         ZONES => Ok(10),
         MAINTENANCE => Ok(11),
         GENERATIONS => Ok(12),
+        CANDIDATES => Ok(13),
         _ => Err(StoreError::Refused(format!("the metadata store cannot require the capability {capability}"))),
     }
 }

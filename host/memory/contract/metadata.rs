@@ -64,7 +64,7 @@ fn slot(tenant: Option<&str>, hook: Hook) -> Slot {
 /// The whole contract, on an empty store.
 pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert!(metadata.now_ms().await.expect("the time") > 1_700_000_000_000);
-    assert_eq!(metadata.schema_version().await, Ok(12));
+    assert_eq!(metadata.schema_version().await, Ok(13));
     secrets(metadata).await;
     tenants(metadata).await;
     pages_of_tenants(metadata).await;

@@ -2,8 +2,11 @@
 
 use bytes::Bytes;
 use witan_kernel::hook::Hook;
-use witan_kernel::name::TenantId;
-use witan_kernel::port::{Artifact, Digest, PluginStore, Slot, Source, StoreError};
+use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::port::{
+    Artifact, CandidateReport, Digest, HISTORY_ENTRIES, HISTORY_ENTRY_BYTES, HistoryEntry, PluginStore, REPORT_BYTES,
+    REPORTS_KEPT_MS, RecordText, Saved, Slot, Source, StoreError,
+};
 
 fn artifact(bytes: &Bytes, source: Source) -> Artifact {
     Artifact {
@@ -27,6 +30,9 @@ pub fn all(one: &dyn PluginStore, other: &dyn PluginStore) {
     assert!(one.is_shared() && other.is_shared());
     components(one, other);
     bindings(one, other);
+    histories(one, other);
+    reports(one, other);
+    preparations(one, other);
 }
 
 fn components(one: &dyn PluginStore, other: &dyn PluginStore) {
@@ -50,30 +56,102 @@ fn bindings(one: &dyn PluginStore, other: &dyn PluginStore) {
     let (own, default) = (slot(Some("cart")), slot(None));
     let digest = Digest::of(b"first");
     let record = |text: &str| format!("{text} {digest}");
-    let missing = one.save(&own, record("missing"), Some(Digest::of(b"missing")));
+    let missing = one.save(&own, Saved::of(record("missing"), Some(Digest::of(b"missing"))));
     assert!(matches!(missing, Err(StoreError::Missing(_))), "{missing:?}");
-    one.save(&own, record("first"), Some(digest)).expect("stored");
-    one.save(&default, record("default"), Some(digest)).expect("stored");
+    one.save(&own, Saved::of(record("first"), Some(digest))).expect("stored");
+    one.save(&default, Saved::of(record("default"), Some(digest))).expect("stored");
     let stored = one.bindings().expect("bindings");
     let shown: Vec<_> = stored.iter().map(|at| (at.slot.clone(), at.record.clone())).collect();
     assert_eq!(shown, [(default.clone(), record("default")), (own.clone(), record("first"))]);
 
-    let unread = other.save(&own, record("late"), Some(digest));
+    let unread = other.save(&own, Saved::of(record("late"), Some(digest)));
     assert!(matches!(unread, Err(StoreError::Conflict(_))), "{unread:?}");
     assert!(matches!(other.remove(&own), Err(StoreError::Conflict(_))), "it was not read either");
     other.bindings().expect("bindings");
     assert!(matches!(other.remove(&own), Err(StoreError::Conflict(_))), "a list does not count as reading one");
     assert_eq!(other.binding(&own).expect("a binding").map(|at| at.record), Some(record("first")));
-    other.save(&own, record("second"), Some(digest)).expect("stored");
-    let outdated = one.save(&own, record("late"), Some(digest));
+    other.save(&own, Saved::of(record("second"), Some(digest))).expect("stored");
+    let outdated = one.save(&own, Saved::of(record("late"), Some(digest)));
     assert!(matches!(outdated, Err(StoreError::Conflict(_))), "{outdated:?}");
     assert!(matches!(one.forget(digest), Err(StoreError::Refused(_))), "a binding needs it");
 
     other.remove(&own).expect("removed");
     assert_eq!(one.binding(&own), Ok(None));
     one.remove(&own).expect("nothing to remove is no error");
-    one.save(&own, record("third"), Some(digest)).expect("stored");
+    one.save(&own, Saved::of(record("third"), Some(digest))).expect("stored");
     one.remove(&own).expect("removed");
     one.remove(&default).expect("removed");
     one.forget(digest).expect("no binding needs it");
+}
+
+fn histories(one: &dyn PluginStore, other: &dyn PluginStore) {
+    let own = slot(Some("history"));
+    assert_eq!(one.history(&own), Ok(Vec::new()));
+    one.binding(&own).expect("none");
+    let saved = |record: Option<&str>, entry: &str| Saved {
+        record: record.map(|text| RecordText(text.to_owned())),
+        puts_in_force: None,
+        entry: Some(entry.to_owned()),
+    };
+    one.save(&own, saved(Some("first"), "bound")).expect("stored");
+    assert!(matches!(other.save(&own, saved(Some("late"), "late")), Err(StoreError::Conflict(_))));
+    let long = "x".repeat(HISTORY_ENTRY_BYTES + 1);
+    assert!(matches!(one.save(&own, saved(Some("long"), &long)), Err(StoreError::Refused(_))));
+    one.save(&own, saved(None, "unbound")).expect("stored");
+    one.save(&own, saved(None, "nothing to remove")).expect("no change, and no entry");
+    let texts = |history: Vec<HistoryEntry>| history.into_iter().map(|entry| entry.text).collect::<Vec<_>>();
+    let history = other.history(&own).expect("a history");
+    assert!(history[0].number > history[1].number);
+    assert_eq!(texts(history), ["unbound", "bound"], "it outlives the binding; what was refused is not in it");
+    for round in 0..HISTORY_ENTRIES {
+        one.save(&own, saved(Some("again"), &format!("round {round}"))).expect("stored");
+    }
+    let history = texts(other.history(&own).expect("a history"));
+    assert_eq!((history.len(), &*history[0]), (HISTORY_ENTRIES, &*format!("round {}", HISTORY_ENTRIES - 1)));
+    assert_eq!(history.last().map(|text| &**text), Some("round 0"), "the oldest are forgotten");
+    assert_eq!(one.history(&slot(None)), Ok(Vec::new()), "another slot's");
+    one.remove(&own).expect("removed");
+}
+
+fn reports(one: &dyn PluginStore, other: &dyn PluginStore) {
+    let day = REPORTS_KEPT_MS;
+    let report = |coordinator: &str, number, at_ms, text: &str| CandidateReport {
+        slot: slot(Some("reports")),
+        number,
+        coordinator: NodeId::new(coordinator).expect("valid"),
+        at_ms,
+        text: text.to_owned(),
+    };
+    let seen = |number, since_ms| {
+        let found = one.reports(&slot(Some("reports")), number, since_ms).expect("reports");
+        found.into_iter().map(|it| (it.coordinator.to_string(), it.at_ms, it.text)).collect::<Vec<_>>()
+    };
+    let shown = |coordinator: &str, at_ms, text: &str| (coordinator.to_owned(), at_ms, text.to_owned());
+    for (coordinator, number, at_ms, text) in
+        [("b", 7, 20, "b20"), ("a", 7, 30, "a30"), ("a", 7, 10, "a10"), ("a", 8, 10, "of another")]
+    {
+        other.report(report(coordinator, number, at_ms, text)).expect("kept");
+    }
+    other.report(report("a", 7, 30, "a30 again")).expect("replaced");
+    assert_eq!(seen(7, 0), [shown("a", 10, "a10"), shown("a", 30, "a30 again"), shown("b", 20, "b20")]);
+    assert_eq!(seen(7, 20), [shown("a", 30, "a30 again"), shown("b", 20, "b20")]);
+    assert_eq!(seen(9, 0), []);
+    assert_eq!(one.reports(&slot(None), 7, 0), Ok(Vec::new()), "another slot's");
+    let long = "x".repeat(REPORT_BYTES + 1);
+    assert!(matches!(one.report(report("a", 7, 40, &long)), Err(StoreError::Refused(_))));
+    one.report(report("a", 7, day + 20, "later")).expect("kept");
+    assert_eq!(seen(7, 0), [shown("a", 30, "a30 again"), shown("a", day + 20, "later"), shown("b", 20, "b20")]);
+}
+
+fn preparations(one: &dyn PluginStore, other: &dyn PluginStore) {
+    let own = slot(Some("prepared"));
+    let text = |text: &str| Some(RecordText(text.to_owned()));
+    assert_eq!(one.prepared(&own), Ok(None));
+    one.prepare(&own, None).expect("there is none");
+    one.prepare(&own, text("first")).expect("kept");
+    other.prepare(&own, text("second")).expect("replaced");
+    assert_eq!(one.prepared(&own), Ok(text("second")));
+    assert_eq!(one.prepared(&slot(None)), Ok(None), "another slot's");
+    one.prepare(&own, None).expect("removed");
+    assert_eq!(other.prepared(&own), Ok(None));
 }

@@ -1,12 +1,14 @@
 //! Plugin bindings.
 
 use witan_kernel::fence;
+use witan_kernel::name::NodeId;
 use witan_kernel::port::{
-    Answer, BINDINGS, BindingOnRecord, BindingStore, Changed, Digest, HookRecord, Slot, StoreError, rules,
+    Answer, BINDINGS, BindingChange, BindingOnRecord, BindingStore, CandidateReport, Changed, HISTORY_ENTRIES,
+    HistoryEntry, REPORTS, REPORTS_KEPT_MS, RecordText, Slot, StoreError, rules,
 };
 
 use super::{MemoryMetadata, State};
-use crate::slot::slot_key;
+use crate::slot::{SlotKey, slot_key};
 
 impl State {
     /// Checks that a slot's record is at version `expected`; 0 when there is none.
@@ -25,9 +27,9 @@ impl State {
         epoch
     }
 
-    /// Checks that a record may be saved.
-    pub(super) fn may_save_binding(&self, of: &HookRecord) -> Result<(), StoreError> {
-        rules::binding_record(&of.record)?;
+    /// Checks that a record may be changed.
+    pub(super) fn may_change_binding(&self, of: &BindingChange) -> Result<(), StoreError> {
+        rules::binding_change(of)?;
         self.expect_binding(&of.slot, of.expected)?;
         if let Some(digest) = of.puts_in_force.filter(|digest| !self.artifacts.contains_key(digest)) {
             return Err(rules::no_artifact(digest));
@@ -38,12 +40,25 @@ impl State {
         Ok(())
     }
 
-    /// Saves a record, and has its change fenced if `fenced` says so.
-    pub(super) fn save_binding(&mut self, of: HookRecord, fenced: bool) -> Result<u64, StoreError> {
-        self.may_save_binding(&of)?;
-        let HookRecord { slot, record, .. } = of;
+    pub(super) fn change_binding(&mut self, of: BindingChange) -> Result<u64, StoreError> {
+        let key = slot_key(&of.slot);
+        if of.record.is_none() && !self.bindings.contains_key(&key) {
+            return Ok(0);
+        }
+        self.may_change_binding(&of)?;
+        let BindingChange { slot, record, fenced, entry, .. } = of;
         let version = self.binding_changed(&slot, fenced);
-        self.bindings.insert(slot_key(&slot), BindingOnRecord { slot, version, record });
+        match record {
+            Some(RecordText(record)) => {
+                self.bindings.insert(key.clone(), BindingOnRecord { slot, version, record });
+            }
+            None => _ = self.bindings.remove(&key),
+        }
+        if let Some(text) = entry {
+            let history = self.histories.entry(key).or_default();
+            history.insert(0, HistoryEntry { number: version, text });
+            history.truncate(HISTORY_ENTRIES);
+        }
         Ok(version)
     }
 }
@@ -58,27 +73,54 @@ impl BindingStore for MemoryMetadata {
         self.answer(move |state| Ok(state.bindings.get(&key).cloned()))
     }
 
-    fn save_binding_record(
-        &self,
-        slot: &Slot,
-        expected: u64,
-        record: String,
-        puts_in_force: Option<Digest>,
-        fenced: bool,
-    ) -> Answer<u64> {
-        let slot = slot.clone();
-        self.answer(move |state| state.save_binding(HookRecord { slot, expected, record, puts_in_force }, fenced))
+    fn change_binding_record(&self, change: BindingChange) -> Answer<u64> {
+        self.answer(move |state| state.change_binding(change))
     }
 
-    fn remove_binding_record(&self, slot: &Slot, expected: u64, fenced: bool) -> Answer<()> {
-        let slot = slot.clone();
+    fn binding_history(&self, slot: &Slot) -> Answer<Vec<HistoryEntry>> {
+        let key = slot_key(slot);
+        self.answer(move |state| Ok(state.histories.get(&key).cloned().unwrap_or_default()))
+    }
+
+    fn put_report(&self, report: CandidateReport) -> Answer<()> {
         self.answer(move |state| {
-            if state.bindings.contains_key(&slot_key(&slot)) {
-                state.expect_binding(&slot, expected)?;
-                state.bindings.remove(&slot_key(&slot));
-                state.binding_changed(&slot, fenced);
-            }
+            rules::report(&report)?;
+            let key = slot_key(&report.slot);
+            let old = report.at_ms.saturating_sub(REPORTS_KEPT_MS);
+            state.reports.retain(|(slot, _, _, at_ms), _| *slot != key || *at_ms >= old);
+            state.reports.insert((key, report.number, report.coordinator.clone(), report.at_ms), report);
             Ok(())
         })
+    }
+
+    fn reports(&self, slot: &Slot, number: u64, since_ms: u64) -> Answer<Vec<CandidateReport>> {
+        let key = slot_key(slot);
+        self.answer(move |state| {
+            let wanted = |(of, version, _, at_ms): &(SlotKey, u64, NodeId, u64)| {
+                *of == key && *version == number && *at_ms >= since_ms
+            };
+            let found = state.reports.iter().filter(|(at, _)| wanted(at));
+            Ok(found.take(REPORTS).map(|(_, report)| report.clone()).collect())
+        })
+    }
+
+    fn prepare_binding(&self, slot: &Slot, version: Option<RecordText>) -> Answer<()> {
+        let slot = slot.clone();
+        self.answer(move |state| {
+            let key = slot_key(&slot);
+            let Some(text) = version else {
+                state.preparations.remove(&key);
+                return Ok(());
+            };
+            rules::binding_record(&text.0)?;
+            state.preparations.insert(key, text);
+            state.changed(Changed::Binding(slot));
+            Ok(())
+        })
+    }
+
+    fn prepared_binding(&self, slot: &Slot) -> Answer<Option<RecordText>> {
+        let key = slot_key(slot);
+        self.answer(move |state| Ok(state.preparations.get(&key).cloned()))
     }
 }

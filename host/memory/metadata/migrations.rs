@@ -6,7 +6,7 @@ use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::moves::replaces::PlannedStore;
 use witan_kernel::port::moves::{self, OnRecord, Plan, Planned};
 use witan_kernel::port::{
-    Answer, Changed, HookRecord, LEFTOVERS, Leftover, Migration, MigrationProgress, MigrationStatus, MigrationStore,
+    Answer, BindingChange, Changed, LEFTOVERS, Leftover, Migration, MigrationProgress, MigrationStatus, MigrationStore,
     MoveTenant, Owing, PlacementChange, Published, StoreError, StoreState, rules,
 };
 use witan_kernel::ring::Member;
@@ -51,14 +51,14 @@ impl State {
     /// Either both are written, or neither.
     fn swap_hook(
         &mut self,
-        record: HookRecord,
+        record: BindingChange,
         change: PlacementChange,
         now_ms: u64,
     ) -> Result<(u64, Migration), StoreError> {
-        self.may_save_binding(&record)?;
+        self.may_change_binding(&record)?;
         self.on_record(&change, |at| at.plan(change.clone(), now_ms))?;
         // Records move: what a coordinator that is cut off does meanwhile is fenced by the steps of that.
-        let version = self.save_binding(record, false)?;
+        let version = self.change_binding(BindingChange { fenced: false, ..record })?;
         Ok((version, self.change_placement(change, now_ms)?))
     }
 
@@ -176,7 +176,7 @@ impl MigrationStore for MemoryMetadata {
         self.answer(move |state| state.change_placement(change, now_ms))
     }
 
-    fn swap_hook(&self, record: HookRecord, change: PlacementChange, now_ms: u64) -> Answer<(u64, Migration)> {
+    fn swap_hook(&self, record: BindingChange, change: PlacementChange, now_ms: u64) -> Answer<(u64, Migration)> {
         self.answer(move |state| state.swap_hook(record, change, now_ms))
     }
 

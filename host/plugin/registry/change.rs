@@ -12,18 +12,19 @@ use bytes::Bytes;
 use witan_kernel::hook::Hook;
 use witan_kernel::limit::PLUGIN_CONFIGURATION_BYTES;
 use witan_kernel::name::TenantId;
-use witan_kernel::port::{Slot, StoreError};
+use witan_kernel::port::{RecordText, Saved, Slot, StoreError};
 use witan_kernel::sync::lock;
 
 use super::library::{Artifact, Source};
 use super::proposal::BindRequest;
 use super::target::{Target, next_record, no_binding, no_earlier};
-use super::{Binding, HostState, Inner, LiveBinding, compiler_wait, view};
+use super::{Binding, HostState, Inner, LiveBinding, compiler_wait};
 use crate::binding::{BindingRecord, BindingVersion, Partitioning, Reference, SlotRecord};
 use crate::describe::describe;
 use crate::digest::Digest;
 use crate::error::{PluginError, Why};
 use crate::event::{Event, EventKind};
+use crate::history::{Author, Entry, What};
 use crate::instance::Program;
 use crate::limit;
 use crate::metrics::Counters;
@@ -186,11 +187,12 @@ impl Inner {
     }
 
     fn try_bind(&self, request: BindRequest) -> Result<Binding, PluginError> {
+        let author = request.author.clone();
         let (slot, target) = self.target(request)?;
         if let Some(bound) = self.is_in_force(&slot, &target) {
             return Ok(bound);
         }
-        self.activate(&slot, target, None)
+        self.activate(&slot, target, None, (What::Bound, &author))
     }
 
     /// What a binding that is asked for would be, with the binding of before as it is stored now.
@@ -228,11 +230,17 @@ impl Inner {
     pub(super) fn is_in_force(&self, slot: &Slot, target: &Target) -> Option<Binding> {
         let state = lock(&self.state);
         let live = state.bindings.get(slot)?;
-        (target.is(&live.record.current) && live.active.primary.is_ok()).then(|| view(&live.record, &live.active))
+        (target.is(&live.record.current) && live.active.primary.is_ok()).then(|| live.view())
     }
 
     /// Puts a version in force in place of the current one; of `from`, if it is given, and otherwise not.
-    fn activate(&self, slot: &Slot, target: Target, from: Option<&BindingRecord>) -> Result<Binding, PluginError> {
+    fn activate(
+        &self,
+        slot: &Slot,
+        target: Target,
+        from: Option<&BindingRecord>,
+        (what, author): (What, &Author),
+    ) -> Result<Binding, PluginError> {
         let (plan, artifact) = self.probed(&target)?;
         let (_turn, old) = self.turn(slot)?;
         let bound = old.as_ref().and_then(|old| old.bound.as_ref());
@@ -244,9 +252,10 @@ impl Inner {
         }
         self.has_room(old.as_deref())?;
         let followed = self.in_folder(&target.reference);
-        let record = next_record(slot, bound, target, &artifact, followed);
+        let record = next_record(slot, bound, target, &artifact.plugin(), followed);
         let partitions = old.as_ref().map(|old| old.partitions.clone()).unwrap_or_default();
-        self.put_in_force(record, partitions, Ok(plan), EventKind::Activated, None)
+        let entry = Entry::new(what, &record.current, author);
+        self.put_in_force(record, partitions, plan, EventKind::Activated, entry, None)
     }
 
     /// Checks that there may be another binding, if there was none.
@@ -265,7 +274,7 @@ impl Inner {
         Ok((plan, artifact))
     }
 
-    fn probe(&self, plan: &Plan, artifact: &Artifact) -> Result<(), PluginError> {
+    pub(super) fn probe(&self, plan: &Plan, artifact: &Artifact) -> Result<(), PluginError> {
         let case = (plan.digest, Digest::of(&plan.configuration));
         if lock(&self.state).probed.contains(&case) {
             return Ok(());
@@ -302,20 +311,31 @@ impl Inner {
     }
 
     /// Stores the record, then swaps it in: a restart finds the version that is in force. For a thread that has the slot's turn.
-    fn put_in_force(
+    pub(super) fn put_in_force(
         &self,
         record: BindingRecord,
         partitions: Vec<Partitioning>,
-        primary: Result<Plan, LoadError>,
+        plan: Plan,
         kind: EventKind,
+        entry: Entry,
         not_followed: Option<Digest>,
     ) -> Result<Binding, PluginError> {
-        let digest = record.current.digest;
-        let record = SlotRecord { slot: record.slot(), bound: Some(record), partitions };
-        self.store.save(&record.slot, record.encode(), Some(digest))?;
+        let record = SlotRecord { partitions, ..SlotRecord::of(record) };
+        self.save(&record, Some(&entry))?;
         let SlotRecord { bound, partitions, .. } = record;
         let bound = bound.ok_or_else(PluginError::keeps_changing)?;
-        Ok(self.swap(bound, partitions, primary, kind, not_followed))
+        Ok(self.swap(bound, partitions, Ok(plan), kind, not_followed))
+    }
+
+    /// Stores what a slot has now, with an entry in its history.
+    pub(super) fn save(&self, record: &SlotRecord, entry: Option<&Entry>) -> Result<(), PluginError> {
+        let entry = entry.and_then(Entry::encode);
+        let is_empty = record.bound.is_none() && record.partitions.is_empty();
+        let text = (!is_empty).then(|| RecordText(record.encode()));
+        // What is tried must be there as well; what is in force beside it was there already.
+        let needed = record.candidate.as_ref().map(|candidate| &candidate.version).or(record.current());
+        let puts_in_force = needed.map(|version| version.digest);
+        Ok(self.store.save(&record.slot, Saved { record: text, puts_in_force, entry })?)
     }
 
     /// Swaps a version in: it answers from the next request on. For a thread that has the slot's turn.
@@ -331,7 +351,7 @@ impl Inner {
         let (shown, old) = {
             let mut state = lock(&self.state);
             let live = LiveBinding { not_followed, ..self.live_binding(&state, record, primary) };
-            let shown = view(&live.record, &live.active);
+            let shown = live.view();
             let old = state.bindings.insert(slot.clone(), live);
             let partitions = self.set_partitions(&mut state, &slot, partitions);
             self.publish(&state);
@@ -384,11 +404,22 @@ impl Inner {
             shared: self.shared.clone(),
             is_quiet: false,
         };
-        LiveBinding { record: Arc::new(record), active: Arc::new(active), programs, not_followed: None }
+        LiveBinding {
+            record: Arc::new(record),
+            active: Arc::new(active),
+            candidate: None,
+            programs,
+            not_followed: None,
+        }
     }
 
     /// Puts the previous version in force again, with the configuration that it had.
-    pub(super) fn rollback(&self, tenant: Option<TenantId>, hook: Hook) -> Result<Binding, PluginError> {
+    pub(super) fn rollback(
+        &self,
+        tenant: Option<TenantId>,
+        hook: Hook,
+        author: &Author,
+    ) -> Result<Binding, PluginError> {
         let slot = Slot { tenant, hook };
         let mut program = None;
         for _ in 0..limit::CHANGE_ATTEMPTS {
@@ -411,7 +442,8 @@ impl Inner {
             };
             record.current = BindingVersion { number: record.current.number + 1, ..version };
             let in_folder = self.in_folder(&record.current.reference);
-            return self.put_in_force(record, partitions, Ok(plan), EventKind::RolledBack, in_folder);
+            let entry = Entry::new(What::RolledBack, &record.current, author);
+            return self.put_in_force(record, partitions, plan, EventKind::RolledBack, entry, in_folder);
         }
         drop(program);
         Err(PluginError::keeps_changing())
@@ -426,26 +458,18 @@ impl Inner {
         Some(plan(&program, artifact, &version.configuration))
     }
 
-    pub(super) fn unbind(&self, tenant: Option<TenantId>, hook: Hook) -> Result<(), PluginError> {
+    pub(super) fn unbind(&self, tenant: Option<TenantId>, hook: Hook, author: &Author) -> Result<(), PluginError> {
         let slot = Slot { tenant, hook };
         let _turn = self.turns.take(&slot);
-        let stored = self.stored(&slot)?;
-        let was_bound = stored.as_ref().is_some_and(|stored| stored.bound.is_some());
-        let partitions = stored.map(|stored| stored.partitions).unwrap_or_default();
-        if was_bound {
-            self.keep_partitions(&slot, &partitions)?;
+        let (bound, partitions) = self.stored(&slot)?.map(|it| (it.bound, it.partitions)).unwrap_or_default();
+        if let Some(bound) = &bound {
+            // What rows are placed by stays on record.
+            let (slot, partitions) = (slot.clone(), partitions.clone());
+            let left = SlotRecord { slot, bound: None, partitions, candidate: None };
+            self.save(&left, Some(&unbound(&bound.current, author)))?;
         }
         self.drop_binding(&slot, partitions);
-        if was_bound { Ok(()) } else { Err(no_binding(&slot)) }
-    }
-
-    /// Stores that nothing is bound. What rows are placed by stays on record.
-    pub(super) fn keep_partitions(&self, slot: &Slot, partitions: &[Partitioning]) -> Result<(), PluginError> {
-        if partitions.is_empty() {
-            return Ok(self.store.remove(slot)?);
-        }
-        let record = SlotRecord { slot: slot.clone(), bound: None, partitions: partitions.to_vec() };
-        Ok(self.store.save(slot, record.encode(), None)?)
+        if bound.is_some() { Ok(()) } else { Err(no_binding(&slot)) }
     }
 
     /// Drops a binding: the default binding, or the native rule, applies from the next request on. For a thread that has the slot's turn.
@@ -520,7 +544,8 @@ impl Inner {
             configuration: current.configuration,
             on_fault: current.on_fault,
         };
-        let Err(error) = self.activate(slot, target, Some(from)) else { return };
+        let author = self.author("the plugin folder has another file of this name");
+        let Err(error) = self.activate(slot, target, Some(from), (What::Followed, &author)) else { return };
         if error.is_transient() {
             let plugin = &*current.plugin;
             tracing::warn!(plugin, %error, "a file that a binding follows cannot be put in force yet; it will be retried");
@@ -544,12 +569,19 @@ impl HostState {
     pub(super) fn refers_to(&self, digest: Digest) -> bool {
         self.bindings.values().any(|live| {
             let record = &live.record;
-            record.current.digest == digest || record.previous.iter().any(|version| version.digest == digest)
+            let tried = live.candidate.as_ref().map(|candidate| &candidate.record.version);
+            let mut versions = record.previous.iter().chain([&record.current]).chain(tried);
+            versions.any(|version| version.digest == digest)
         }) || self
             .partitions
             .values()
             .any(|of| of.record.iter().any(|it| it.by.as_ref().is_some_and(|version| version.digest == digest)))
     }
+}
+
+/// The entry of a history that says that nothing is bound any longer.
+pub(super) fn unbound(before: &BindingVersion, author: &Author) -> Entry {
+    Entry::new(What::Unbound, before, author).outcome("nothing is bound")
 }
 
 pub(super) fn plan(program: &Arc<Program>, artifact: &Artifact, configuration: &Bytes) -> Plan {

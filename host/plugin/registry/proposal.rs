@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use witan_kernel::candidate::{Bounds, Mode};
 use witan_kernel::hook::{Hook, Partition};
 use witan_kernel::name::{Key, TenantId};
 use witan_kernel::tenant::Tenant;
 
 use crate::binding::{OnFault, Reference, SlotRecord};
 use crate::event::EventKind;
+use crate::history::Author;
 use crate::tenant::{Plan, TenantBinding};
 
 /// A request to bind.
@@ -24,6 +26,23 @@ pub struct BindRequest {
     pub configuration: Bytes,
     /// What a fault of the plugin means for a request.
     pub on_fault: OnFault,
+    /// Who asks for it, and why.
+    pub author: Author,
+}
+
+/// A request to try a version beside the one in force.
+#[derive(Debug, Clone)]
+pub struct TryRequest {
+    /// The version.
+    pub bind: BindRequest,
+    /// How it is asked.
+    pub mode: Mode,
+    /// How much it is asked; `None`: as much as its mode says.
+    pub percent: Option<u8>,
+    /// Beyond them it is taken back.
+    pub bounds: Bounds,
+    /// Seconds after which it is promoted by itself.
+    pub promote_after_s: Option<u32>,
 }
 
 /// The generations that a tenant's entry names.
@@ -66,9 +85,9 @@ pub enum RoutingChange {
     /// Another hook, or another configuration.
     Bind(BindRequest),
     /// The previous version of the binding.
-    Rollback(TenantId),
+    Rollback(TenantId, Author),
     /// None of its own.
-    Unbind(TenantId),
+    Unbind(TenantId, Author),
 }
 
 /// What a change of a tenant's routing hook would be.
@@ -87,6 +106,7 @@ pub struct Proposed {
     pub(super) from: Option<Arc<SlotRecord>>,
     pub(super) to: SlotRecord,
     pub(super) kind: EventKind,
+    pub(super) author: Author,
     pub(super) plan: Option<Plan>,
     /// What places the keys afterwards, asked for this purpose alone; `None`: the native rule.
     pub(super) asked: Option<TenantBinding>,

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use witan_kernel::port::{Slot, StoreError};
 use witan_kernel::sync::lock;
 
-use super::Inner;
 use super::change::plan;
 use super::library::{Artifact, find};
+use super::{Inner, LiveBinding};
 use crate::binding::{self, BindingRecord, Reference, SlotRecord};
 use crate::digest::Digest;
 use crate::error::PluginError;
@@ -43,7 +43,8 @@ impl Inner {
             let mut state = lock(&self.state);
             if let (Some(bound), Some(primary)) = (record.bound, primary) {
                 let live = self.live_binding(&state, bound, primary);
-                state.bindings.insert(record.slot.clone(), live);
+                let candidate = record.candidate.map(|it| self.candidate(&state, &record.slot, None, it));
+                state.bindings.insert(record.slot.clone(), LiveBinding { candidate, ..live });
             }
             let none = self.set_partitions(&mut state, &record.slot, record.partitions);
             drop(state);
@@ -95,6 +96,7 @@ impl Inner {
     /// Puts in force what is stored for a slot, which another coordinator may have changed. Its programs are loaded while the slot is
     /// free for others, so that a rollback need not wait for a compilation.
     fn adopt(&self, slot: &Slot) -> Result<(), PluginError> {
+        self.make_ready(slot)?;
         for _ in 0..limit::CHANGE_ATTEMPTS {
             let turn = self.turns.take(slot);
             let stored = self.stored(slot)?;
@@ -125,7 +127,7 @@ impl Inner {
 
     /// Puts in force what is stored for a slot. For a thread that has the slot's turn.
     pub(super) fn take_over(&self, record: SlotRecord, primary: Option<Result<Plan, LoadError>>) {
-        let SlotRecord { slot, bound, partitions } = record;
+        let SlotRecord { slot, bound, partitions, candidate } = record;
         match (bound, primary) {
             (Some(bound), _) if self.is_bound(&slot, &bound) => self.change_partitions(&slot, partitions),
             (Some(bound), Some(primary)) => {
@@ -135,6 +137,7 @@ impl Inner {
             }
             (Some(_) | None, _) => self.drop_binding(&slot, partitions),
         }
+        self.change_candidate(&slot, candidate);
     }
 
     /// Whether a binding is the one in force here.
@@ -172,8 +175,10 @@ impl Inner {
         let state = lock(&self.state);
         let bound = state.bindings.get(slot).map(|live| &*live.record);
         let partitions = state.partitions.get(slot).map_or(&[][..], |of| &of.record);
-        let (stored, parts) = record.map_or((None, &[][..]), |record| (record.bound.as_ref(), &record.partitions));
-        bound == stored && partitions == parts
+        let tried = state.bindings.get(slot).and_then(|live| Some(&live.candidate.as_ref()?.record));
+        let stored = record.and_then(|record| record.bound.as_ref());
+        let parts = record.map_or(&[][..], |record| &record.partitions);
+        bound == stored && partitions == parts && tried == record.and_then(|record| record.candidate.as_ref())
     }
 
     /// The slot's turn, and its record, when what is stored is what is in force here.

@@ -8,16 +8,17 @@ use std::sync::Arc;
 
 use witan_kernel::hook::Hook;
 use witan_kernel::name::TenantId;
-use witan_kernel::port::{Digest, Migration, PlacementChange, Slot};
+use witan_kernel::port::{Digest, Migration, PlacementChange, Saved, Slot};
 use witan_kernel::sync::lock;
 
-use super::change::plan;
+use super::change::{plan, unbound};
 use super::proposal::{Named, Proposal, Proposed, RoutingChange};
 use super::target::{next_record, no_binding, no_earlier};
 use super::{Binding, HostState, Inner, LivePartitions};
 use crate::binding::{BindingRecord, BindingVersion, Partitioning, SlotRecord, same_hook};
 use crate::error::PluginError;
 use crate::event::{Event, EventKind};
+use crate::history::{Author, Entry, What};
 use crate::limit;
 use crate::metrics::Counters;
 use crate::snapshot::Generations;
@@ -25,13 +26,18 @@ use crate::tenant::{ActiveBinding, LoadError, Plan, TenantBinding};
 
 impl Inner {
     pub(super) fn propose(&self, change: RoutingChange, named: Named) -> Result<Proposal, PluginError> {
+        let author;
         let (tenant, target) = match change {
             RoutingChange::Bind(request) => {
+                author = request.author.clone();
                 let (slot, target) = self.target(request)?;
                 (slot.tenant, Some(target))
             }
-            RoutingChange::Rollback(tenant) => return self.propose_back(tenant, named),
-            RoutingChange::Unbind(tenant) => (Some(tenant), None),
+            RoutingChange::Rollback(tenant, author) => return self.propose_back(tenant, named, author),
+            RoutingChange::Unbind(tenant, by) => {
+                author = by;
+                (Some(tenant), None)
+            }
         };
         let tenant = tenant.ok_or_else(|| PluginError::Invalid("a default has no generations".into()))?;
         let slot = slot(&tenant);
@@ -45,18 +51,18 @@ impl Inner {
                 let is_same = old.is_some_and(|old| target.is(&old.current));
                 let bound = match old {
                     Some(old) if is_same => old.clone(),
-                    old => next_record(&slot, old, target, &artifact, followed),
+                    old => next_record(&slot, old, target, &artifact.plugin(), followed),
                 };
                 (Some(bound), Some(plan), EventKind::Activated)
             }
             _ if old.is_none() => return Err(no_binding(&slot)),
             _ => (None, None, EventKind::Unbound),
         };
-        self.proposed(&slot, from.clone(), bound, plan, kind, named)
+        self.proposed(&slot, from.clone(), bound, plan, (kind, author), named)
     }
 
     /// As a rollback, which needs the version of before in memory, or at least stored.
-    fn propose_back(&self, tenant: TenantId, named: Named) -> Result<Proposal, PluginError> {
+    fn propose_back(&self, tenant: TenantId, named: Named, author: Author) -> Result<Proposal, PluginError> {
         let slot = slot(&tenant);
         let from = self.as_stored(&slot)?;
         let mut bound = from.as_deref().and_then(|from| from.bound.clone()).ok_or_else(|| no_binding(&slot))?;
@@ -64,7 +70,7 @@ impl Inner {
         let plan = self.plan_of(&version)?;
         bound.current = BindingVersion { number: bound.current.number + 1, ..version };
         bound.followed = self.in_folder(&bound.current.reference).or(bound.followed);
-        self.proposed(&slot, from, Some(bound), Some(plan), EventKind::RolledBack, named)
+        self.proposed(&slot, from, Some(bound), Some(plan), (EventKind::RolledBack, author), named)
     }
 
     fn proposed(
@@ -73,7 +79,7 @@ impl Inner {
         from: Option<Arc<SlotRecord>>,
         bound: Option<BindingRecord>,
         plan: Option<Plan>,
-        kind: EventKind,
+        (kind, author): (EventKind, Author),
         named: Named,
     ) -> Result<Proposal, PluginError> {
         let by = bound.as_ref().map(|bound| bound.current.clone());
@@ -98,8 +104,8 @@ impl Inner {
         let tenant = slot.tenant.clone().ok_or_else(PluginError::keeps_changing)?;
         let places = plan.clone().map(Ok).or_else(|| self.default_plan());
         let asked = places.transpose()?.map(|plan| self.asked_apart(&tenant, plan));
-        let to = SlotRecord { slot: slot.clone(), bound, partitions };
-        Ok(Proposal::Swap(Box::new(Proposed { tenant, generation, from, to, kind, plan, asked })))
+        let to = SlotRecord { slot: slot.clone(), bound, partitions, candidate: None };
+        Ok(Proposal::Swap(Box::new(Proposed { tenant, generation, from, to, kind, author, plan, asked })))
     }
 
     /// The routing hook of all tenants.
@@ -149,7 +155,7 @@ impl Inner {
     /// Records a swap together with the placement change, and puts the binding in force. Until the rows have moved, their keys are placed
     /// by the hook of before; in which order replicas are read, the new one says from now on.
     pub(super) fn record(&self, proposed: Proposed, now_ms: u64) -> Result<(Option<Binding>, Migration), PluginError> {
-        let Proposed { tenant, generation, from, to, kind, plan, asked } = proposed;
+        let Proposed { tenant, generation, from, to, kind, author, plan, asked } = proposed;
         let slot = to.slot.clone();
         let (_turn, stored) = self.turn(&slot)?;
         if stored != from {
@@ -157,7 +163,18 @@ impl Inner {
         }
         let digest = to.bound.as_ref().map(|bound| bound.current.digest);
         let change = PlacementChange::Generation { tenant, generation };
-        let migration = self.store.save_and_move(&slot, to.encode(), digest, change, now_ms)?;
+        let before = from.as_deref().and_then(SlotRecord::current);
+        let entry = match (&to.bound, before) {
+            (Some(bound), _) if kind == EventKind::RolledBack => {
+                Some(Entry::new(What::RolledBack, &bound.current, &author))
+            }
+            (Some(bound), _) => Some(Entry::new(What::Bound, &bound.current, &author)),
+            (None, before) => before.map(|before| unbound(before, &author)),
+        };
+        let entry =
+            entry.map(|entry| entry.outcome("records move; then it places their keys")).and_then(|it| it.encode());
+        let saved = Saved { entry, ..Saved::of(to.encode(), digest) };
+        let migration = self.store.save_and_move(&slot, saved, change, now_ms)?;
         let SlotRecord { bound, partitions, .. } = to;
         let bound = match (bound, plan) {
             (Some(bound), Some(plan)) => Some(self.swap(bound, partitions, Ok(plan), kind, None)),
@@ -189,8 +206,9 @@ impl Inner {
             if stored.as_ref() != Some(&from) {
                 continue;
             }
-            let digest = to.bound.as_ref().map(|bound| bound.current.digest);
-            self.store.save(&slot, to.encode(), digest)?;
+            let given_up = to.current().filter(|_| to.bound != from.bound);
+            let author = self.author("the swap was given up");
+            self.save(&to, given_up.map(|version| Entry::new(What::GivenUp, version, &author)).as_ref())?;
             self.take_over(to, primary);
             drop(kept);
             return Ok(true);
@@ -304,6 +322,7 @@ fn settled(record: &SlotRecord, named: Named) -> Option<SlotRecord> {
     next.partitions.retain(|it| named.names(it.generation));
     if !target.is_by(record.current()) {
         next.bound = target.by.clone().map(|by| bound_again(record, by));
+        next.candidate = None;
     }
     (next != *record).then_some(next)
 }

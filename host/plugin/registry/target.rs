@@ -4,7 +4,6 @@ use bytes::Bytes;
 use witan_kernel::hook::Hook;
 use witan_kernel::port::Slot;
 
-use super::library::Artifact;
 use crate::binding::{BindingRecord, BindingVersion, OnFault, Reference};
 use crate::digest::Digest;
 use crate::error::PluginError;
@@ -32,7 +31,7 @@ pub(super) fn next_record(
     slot: &Slot,
     old: Option<&BindingRecord>,
     target: Target,
-    artifact: &Artifact,
+    plugin: &str,
     followed: Option<Digest>,
 ) -> BindingRecord {
     let mut previous: Vec<BindingVersion> =
@@ -42,7 +41,7 @@ pub(super) fn next_record(
         number: old.map_or(1, |old| old.current.number + 1),
         digest: target.digest,
         reference: target.reference,
-        plugin: artifact.plugin(),
+        plugin: plugin.to_owned(),
         configuration: target.configuration,
         on_fault: target.on_fault,
     };

@@ -18,6 +18,7 @@ pub(super) use db::{Connection, Db};
 
 mod artifacts;
 mod bindings;
+mod candidates;
 mod changes;
 mod db;
 mod facts;

@@ -71,7 +71,8 @@ impl Plugins {
 
     /// Rolls a binding back.
     pub(crate) async fn roll_back(&self, tenant: &str, hook: &str) -> Result<v1::BindPluginResponse, Status> {
-        let back = v1::RollbackBindingRequest { tenant_id: tenant.to_owned(), hook: hook.to_owned() };
+        let back =
+            v1::RollbackBindingRequest { tenant_id: tenant.to_owned(), hook: hook.to_owned(), ..Default::default() };
         self.client().rollback_binding(back).await.map(Response::into_inner)
     }
 }

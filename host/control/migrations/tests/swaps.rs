@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicUsize;
 
 use witan_kernel::hook::{Hook, Partition};
 use witan_kernel::name::Key;
-use witan_kernel::port::{BindingStore, HookRecord};
+use witan_kernel::port::{BindingChange, BindingStore, RecordText};
 use witan_kernel::ring::token;
 
 use super::*;
@@ -71,7 +71,9 @@ impl HookChange for Change {
         Box::pin(async move {
             let slot = Slot { tenant: Some(tenant.id.clone()), hook: Hook::RoutingHook };
             let stored = metadata.binding_record(&slot).await.expect("answered").map_or(0, |stored| stored.version);
-            let record = HookRecord { slot, expected: stored, record: "a hook".to_owned(), puts_in_force: None };
+            let text = Some(RecordText("a hook".to_owned()));
+            let record =
+                BindingChange { slot, expected: stored, record: text, puts_in_force: None, fenced: false, entry: None };
             let change = PlacementChange::Generation { tenant: tenant.id, generation: tenant.generations + 1 };
             let swapped = metadata.swap_hook(record, change, now_ms).await;
             swapped.map(|(_, migration)| ("recorded", migration)).map_err(|error| error.to_string())

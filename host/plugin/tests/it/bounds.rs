@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use witan_kernel::hook::Hook;
 use witan_plugin::event::EventKind;
+use witan_plugin::history::Author;
 use witan_plugin::{Compilations, Digest, Limits, PluginError, Reference};
 
 use crate::guest::Guest;
@@ -151,7 +152,7 @@ async fn where_no_process_can_be_started_what_is_bound_serves_and_the_rest_may_b
     assert!(error.to_string().contains("no process to compile in can be started (No such file"), "{error}");
     assert_eq!(counts(&world), (0, 0, 1));
     assert_eq!(required(&world.hooks("a").policy(&question(1))), 1);
-    world.host.unbind(Some(tenant("a")), POLICY).await.unwrap();
+    world.host.unbind(Some(tenant("a")), POLICY, Author::default()).await.unwrap();
     let world = world.restart();
     world.stage(&policy("new")).await.unwrap();
 }

@@ -3,6 +3,7 @@
 use witan_kernel::hook::Hook;
 use witan_plugin::Reference;
 use witan_plugin::event::EventKind;
+use witan_plugin::history::Author;
 
 use crate::guest::Guest;
 use crate::{LONG, World, name, place, question, required, tenant, wait_for, wait_for_kind};
@@ -27,7 +28,7 @@ async fn a_binding_by_name_follows_the_file_and_one_by_digest_does_not() {
     assert_eq!(required(&world.hooks("name").policy(&question(1))), 3);
     assert_eq!(required(&world.hooks("digest").policy(&question(1))), 1);
     // The file that was rolled back from does not undo the rollback; the next file is followed again.
-    world.host.rollback(Some(tenant("name")), POLICY).await.unwrap();
+    world.host.rollback(Some(tenant("name")), POLICY, Author::default()).await.unwrap();
     world.host.scan().await.unwrap();
     assert_eq!(required(&world.hooks("name").policy(&question(1))), 1);
     place(&file, &policy(2));
@@ -68,7 +69,7 @@ async fn what_is_no_regular_file_holds_up_nothing() {
         world.host.scan().await.unwrap();
         world.bind("a", POLICY, name("pol")).await.unwrap();
         world.put("a", POLICY, &policy(3)).await.unwrap();
-        world.host.rollback(Some(tenant("a")), POLICY).await.unwrap();
+        world.host.rollback(Some(tenant("a")), POLICY, Author::default()).await.unwrap();
     };
     tokio::time::timeout(LONG, changes).await.expect("changes go on");
     assert_eq!(required(&world.hooks("a").policy(&question(1))), 2);
@@ -88,7 +89,7 @@ async fn a_folder_that_hangs_delays_neither_a_change_nor_the_next_start() {
     world.host.scan().await.unwrap();
     world.put("a", POLICY, &policy(1)).await.unwrap();
     world.put("a", POLICY, &policy(2)).await.unwrap();
-    world.host.rollback(Some(tenant("a")), POLICY).await.unwrap();
+    world.host.rollback(Some(tenant("a")), POLICY, Author::default()).await.unwrap();
     let world = tokio::task::spawn_blocking(|| world.restart()).await.unwrap();
     assert_eq!(required(&world.hooks("a").policy(&question(1))), 1);
     place(&world.folder().join("a.wasm"), &policy(3));

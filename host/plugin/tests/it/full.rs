@@ -3,6 +3,7 @@
 use witan_kernel::hook::Hook;
 use witan_memory::MemoryPlugins;
 use witan_plugin::event::EventKind;
+use witan_plugin::history::Author;
 use witan_plugin::limit;
 use witan_plugin::registry::Source;
 
@@ -50,7 +51,7 @@ async fn uploads_evict_uploads_that_nothing_needs() {
     assert!(knows(&first, "filed") && knows(&first, "held") && knows(&first, "bound"));
     assert_eq!(activated(&first).as_deref(), Some("bound@1.0.0"), "the events say what is in force");
     first.bind("b", POLICY, name("filed")).await.unwrap();
-    first.host.rollback(Some(tenant("a")), POLICY).await.unwrap();
+    first.host.rollback(Some(tenant("a")), POLICY, Author::default()).await.unwrap();
     assert_eq!(required(&first.hooks("a").policy(&question(1))), 1);
 
     // The other host learns that it is gone, and has it again after a scan.

@@ -9,6 +9,7 @@ use witan_kernel::port::PlacementChange;
 use witan_kernel::tenant::Tenant;
 use witan_memory::MemoryPlugins;
 use witan_plugin::event::EventKind;
+use witan_plugin::history::Author;
 use witan_plugin::registry::{Binding, Named, Proposal, Proposed, RoutingChange};
 use witan_plugin::{BindRequest, OnFault, PluginError, Reference};
 
@@ -40,7 +41,14 @@ impl World {
     async fn bind_request(&self, component: &[u8]) -> RoutingChange {
         let plugin = Reference::Digest(self.stage(component).await.unwrap());
         let (tenant, hook, configuration) = (Some(tenant("a")), Hook::RoutingHook, Bytes::new());
-        RoutingChange::Bind(BindRequest { tenant, hook, plugin, configuration, on_fault: OnFault::Native })
+        RoutingChange::Bind(BindRequest {
+            tenant,
+            hook,
+            plugin,
+            configuration,
+            on_fault: OnFault::Native,
+            author: Author::default(),
+        })
     }
 
     async fn proposed(&self, change: RoutingChange, named: Named) -> Proposed {
@@ -110,11 +118,11 @@ async fn each_generation_is_placed_by_its_own_hook() {
     }
     world.settle(second).await;
     // Back to the first, which is a generation of its own.
-    world.swap(RoutingChange::Rollback(tenant("a")), second).await.expect("bound");
+    world.swap(RoutingChange::Rollback(tenant("a"), Author::default()), second).await.expect("bound");
     let third = Named { present: 3, highest: 3, ..SETTLED };
     assert_eq!((world.places(2), world.places(3), world.bound()), (in_partition(b'y'), in_partition(b'x'), Some(3)));
     world.settle(third).await;
-    assert_eq!(world.swap(RoutingChange::Unbind(tenant("a")), third).await, None);
+    assert_eq!(world.swap(RoutingChange::Unbind(tenant("a"), Author::default()), third).await, None);
     for _ in 0..2 {
         assert_eq!((world.places(3), world.places(4), world.bound()), (in_partition(b'x'), native.clone(), None));
         world = world.restart();
@@ -145,7 +153,7 @@ async fn a_swap_that_is_given_up_leaves_the_binding_of_before() {
     world.swap(world.bind_request(&all_in(b'y')).await, given_up).await.expect("bound");
     assert_eq!(world.places(2), in_partition(b'y'));
     world.settle(Named { highest: 2, ..SETTLED }).await;
-    world.swap(RoutingChange::Unbind(tenant("a")), Named { highest: 2, ..SETTLED }).await;
+    world.swap(RoutingChange::Unbind(tenant("a"), Author::default()), Named { highest: 2, ..SETTLED }).await;
     assert_eq!(world.bound(), None);
     world.settle(Named { highest: 3, ..SETTLED }).await;
     assert_eq!((world.places(0), world.bound()), (in_partition(b'x'), Some(1)), "it is bound again");
@@ -165,7 +173,7 @@ async fn what_places_keys_alike_is_no_swap() {
     // It may be bound by its name from now on.
     world.bind("a", Hook::RoutingHook, super::name("tags")).await.unwrap();
     assert_eq!((world.places(1), world.bound()), (in_partition(b'x'), Some(2)), "the places stay on record");
-    let nothing = world.host.propose(RoutingChange::Unbind(tenant("b")), SETTLED).await;
+    let nothing = world.host.propose(RoutingChange::Unbind(tenant("b"), Author::default()), SETTLED).await;
     assert!(matches!(nothing, Err(PluginError::NotFound(_))), "{nothing:?}");
 }
 
@@ -174,7 +182,7 @@ async fn a_component_that_places_rows_is_not_removed() {
     let world = World::new();
     let x = all_in(b'x');
     world.put("a", Hook::RoutingHook, &x).await.unwrap();
-    world.swap(RoutingChange::Unbind(tenant("a")), SETTLED).await;
+    world.swap(RoutingChange::Unbind(tenant("a"), Author::default()), SETTLED).await;
     let plugin = Reference::Digest(witan_plugin::Digest::of(&x));
     let refused = world.host.remove(plugin.clone()).await;
     assert!(matches!(refused, Err(PluginError::InUse(_))), "{refused:?}");
@@ -211,7 +219,7 @@ async fn other_hosts_follow_a_swap() {
     assert_eq!((other.places(0), other.places(1)), (in_partition(b'x'), in_partition(b'y')));
     // What it proposes on top of an older record is refused.
     let first = Named { present: 1, highest: 1, ..SETTLED };
-    let stale = other.proposed(RoutingChange::Unbind(tenant("a")), first).await;
+    let stale = other.proposed(RoutingChange::Unbind(tenant("a"), Author::default()), first).await;
     one.settle(first).await;
     let refused = other.host.record(stale, 5).await;
     assert!(refused.is_err(), "{refused:?}");

@@ -3,19 +3,24 @@
 use std::cell::Cell;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use witan_kernel::hook::Hook;
-use witan_kernel::port::{Artifact, BindingOnRecord, Migration, PlacementChange, PluginStore, Slot, StoreError};
+use witan_kernel::name::NodeId;
+use witan_kernel::port::{
+    Artifact, BindingOnRecord, CandidateReport, HistoryEntry, Migration, PlacementChange, PluginStore, RecordText,
+    Saved, Slot, StoreError,
+};
 use witan_memory::MemoryPlugins;
 use witan_plugin::event::{Event, EventKind};
-use witan_plugin::{BindRequest, Digest, OnFault, PluginError, PluginHost, Reference, Settings};
+use witan_plugin::history::Author;
+use witan_plugin::{BindRequest, Digest, Limits, OnFault, PluginError, PluginHost, Reference, Settings};
 
 use crate::guest::Guest;
-use crate::{COMPILER, LONG, World, ample, place, tenant, wait_for, wait_for_kind};
+use crate::{COMPILER, LONG, World, ample, coordinator, place, tenant, wait_for, wait_for_kind};
 
 const POLICY: Hook = Hook::ConsistencyPolicy;
 
@@ -42,6 +47,8 @@ struct Observed {
     read: UnboundedSender<Slot>,
     keeping: UnboundedSender<()>,
     gate: Mutex<Option<Receiver<()>>>,
+    /// Live coordinators, and whether they know candidates.
+    others: Mutex<Vec<(NodeId, bool)>>,
 }
 
 impl PluginStore for Observed {
@@ -78,23 +85,46 @@ impl PluginStore for Observed {
         self.store.binding(slot)
     }
 
-    fn save(&self, slot: &Slot, record: String, puts_in_force: Option<Digest>) -> Result<(), StoreError> {
-        self.store.save(slot, record, puts_in_force)
+    fn save(&self, slot: &Slot, saved: Saved) -> Result<(), StoreError> {
+        self.store.save(slot, saved)
     }
 
     fn save_and_move(
         &self,
         slot: &Slot,
-        record: String,
-        puts_in_force: Option<Digest>,
+        saved: Saved,
         change: PlacementChange,
         now_ms: u64,
     ) -> Result<Migration, StoreError> {
-        self.store.save_and_move(slot, record, puts_in_force, change, now_ms)
+        self.store.save_and_move(slot, saved, change, now_ms)
     }
 
-    fn remove(&self, slot: &Slot) -> Result<(), StoreError> {
-        self.store.remove(slot)
+    fn history(&self, slot: &Slot) -> Result<Vec<HistoryEntry>, StoreError> {
+        self.store.history(slot)
+    }
+
+    fn report(&self, report: CandidateReport) -> Result<(), StoreError> {
+        self.store.report(report)
+    }
+
+    fn reports(&self, slot: &Slot, number: u64, since_ms: u64) -> Result<Vec<CandidateReport>, StoreError> {
+        self.store.reports(slot, number, since_ms)
+    }
+
+    fn prepare(&self, slot: &Slot, version: Option<RecordText>) -> Result<(), StoreError> {
+        self.store.prepare(slot, version)
+    }
+
+    fn prepared(&self, slot: &Slot) -> Result<Option<RecordText>, StoreError> {
+        self.store.prepared(slot)
+    }
+
+    fn coordinators(&self) -> Result<Vec<(NodeId, bool)>, StoreError> {
+        Ok(self.others.lock().unwrap().clone())
+    }
+
+    fn require_candidates(&self) -> Result<(), StoreError> {
+        self.store.require_candidates()
     }
 }
 
@@ -109,12 +139,16 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
+        Self::with(ample()).await
+    }
+
+    async fn with(limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ((read, reads), (keeping, keeps)) = (unbounded_channel(), unbounded_channel());
         let store = MemoryPlugins::default().seat();
-        let store = Arc::new(Observed { store, read, keeping, gate: Mutex::default() });
-        let settings =
-            Settings { data_dir: dir.path().join("data"), folder: None, limits: ample(), compiler: COMPILER.into() };
+        let store = Arc::new(Observed { store, read, keeping, gate: Mutex::default(), others: Mutex::default() });
+        let (data_dir, coordinator) = (dir.path().join("data"), coordinator(&dir));
+        let settings = Settings { data_dir, folder: None, limits, coordinator, compiler: COMPILER.into() };
         let host = PluginHost::start(settings, store.clone()).unwrap();
         let mut scene = Self { _dir: dir, host, store, read: reads, keeping: keeps };
         for required in 1..=3 {
@@ -132,9 +166,9 @@ impl Scene {
 
     async fn roll_back_and_unbind(&self) {
         let changes = async {
-            self.host.rollback(Some(tenant("quick")), POLICY).await.unwrap();
-            self.host.rollback(Some(tenant("quick")), POLICY).await.unwrap();
-            self.host.unbind(Some(tenant("quick")), POLICY).await.unwrap();
+            self.host.rollback(Some(tenant("quick")), POLICY, Author::default()).await.unwrap();
+            self.host.rollback(Some(tenant("quick")), POLICY, Author::default()).await.unwrap();
+            self.host.unbind(Some(tenant("quick")), POLICY, Author::default()).await.unwrap();
         };
         tokio::time::timeout(LONG, changes).await.expect("the way back waits for nothing");
     }
@@ -146,7 +180,14 @@ impl Scene {
 
 fn bind(id: &str, digest: Digest) -> BindRequest {
     let (plugin, configuration) = (Reference::Digest(digest), Bytes::new());
-    BindRequest { tenant: Some(tenant(id)), hook: POLICY, plugin, configuration, on_fault: OnFault::Native }
+    BindRequest {
+        tenant: Some(tenant(id)),
+        hook: POLICY,
+        plugin,
+        configuration,
+        on_fault: OnFault::Native,
+        author: Author::default(),
+    }
 }
 
 #[tokio::test]
@@ -171,7 +212,7 @@ async fn a_rollback_does_not_wait_for_a_probe_for_the_same_binding() {
     let host = scene.host.clone();
     let slow = tokio::spawn(async move { host.bind(bind("quick", digest)).await });
     scene.read.recv().await.unwrap();
-    let back = scene.host.rollback(Some(tenant("quick")), POLICY).await.unwrap().record;
+    let back = scene.host.rollback(Some(tenant("quick")), POLICY, Author::default()).await.unwrap().record;
     assert_eq!((back.current.number, back.previous.len()), (4, 1), "the new version is not in force yet");
     // The change that was asked for is made on top of the rollback.
     let bound = slow.await.unwrap().unwrap().record;
@@ -239,4 +280,55 @@ async fn while_others_compile_a_file_waits_and_an_upload_waits_for_its_deadline(
     for upload in uploads {
         upload.await.unwrap().unwrap();
     }
+}
+
+/// What another coordinator says of the version that it is to load, once it is on record.
+async fn say(store: &Observed, slot: &Slot, missing: &str) {
+    let prepared = loop {
+        match store.prepared(slot).unwrap() {
+            Some(prepared) => break prepared.0,
+            None => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    let number = prepared.split("\"number\":").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
+    let text = format!(
+        "{{\"missing\":\"{missing}\",\"answered\":0,\"faulted\":0,\"refused\":0,\"compared\":0,\"differing\":0,\"undetermined\":0,\
+         \"latencies\":[]}}"
+    );
+    let coordinator = NodeId::new("other").unwrap();
+    store.report(CandidateReport { slot: slot.clone(), number, coordinator, at_ms: number, text }).unwrap();
+}
+
+#[tokio::test]
+async fn a_version_is_put_in_force_when_every_live_coordinator_has_loaded_it() {
+    let scene = Scene::new().await;
+    let slot = Slot { tenant: Some(tenant("quick")), hook: POLICY };
+    *scene.store.others.lock().unwrap() = vec![(NodeId::new("other").unwrap(), true)];
+    let digest = scene.stage(Guest::policy("next", 1).build()).await;
+    let in_force = |scene: &Scene| scene.host.bindings()[0].record.current.digest;
+
+    let refused = tokio::join!(scene.host.bind(bind("quick", digest)), say(&scene.store, &slot, "no room")).0;
+    let why = refused.unwrap_err().to_string();
+    assert!(why.contains("coordinator other cannot load it: no room"), "{why}");
+    assert_ne!(in_force(&scene), digest, "nothing has changed");
+    assert_eq!(scene.store.prepared(&slot), Ok(None));
+
+    tokio::join!(scene.host.bind(bind("quick", digest)), say(&scene.store, &slot, "")).0.expect("all have loaded it");
+    assert_eq!(in_force(&scene), digest);
+    assert_eq!(scene.store.prepared(&slot), Ok(None));
+    scene.host.rollback(Some(tenant("quick")), POLICY, Author::default()).await.expect("it waits for nobody");
+
+    // One that does not know what it is to load is not waited for.
+    *scene.store.others.lock().unwrap() = vec![(NodeId::new("old").unwrap(), false)];
+    scene.host.bind(bind("quick", digest)).await.expect("bound");
+}
+
+#[tokio::test]
+async fn coordinators_that_do_not_load_a_version_in_time_are_named() {
+    let scene = Scene::with(Limits { ready: Duration::from_millis(100), ..ample() }).await;
+    *scene.store.others.lock().unwrap() = vec![(NodeId::new("silent").unwrap(), true)];
+    let digest = scene.stage(Guest::policy("next", 1).build()).await;
+    let refused = scene.host.bind(bind("quick", digest)).await.unwrap_err();
+    assert!(matches!(&refused, PluginError::NotReady(why) if why.contains("silent")), "{refused:?}");
+    assert_ne!(scene.host.bindings()[0].record.current.digest, digest);
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use witan_kernel::hook::{Asked, Hook, Partition};
 use witan_kernel::name::Key;
 use witan_plugin::event::EventKind;
+use witan_plugin::history::Author;
 use witan_plugin::registry::Source;
 use witan_plugin::{Limits, OnFault, PluginError, Reference};
 
@@ -34,7 +35,7 @@ async fn a_tenants_own_binding_goes_before_the_default() {
     world.put("own", POLICY, &policy(3)).await.unwrap();
     assert_eq!(required(&world.hooks("any").policy(&question(1))), 1);
     assert_eq!(required(&world.hooks("own").policy(&question(1))), 3);
-    world.host.unbind(Some(tenant("own")), POLICY).await.unwrap();
+    world.host.unbind(Some(tenant("own")), POLICY, Author::default()).await.unwrap();
     assert_eq!(required(&world.hooks("own").policy(&question(1))), 1);
 }
 
@@ -60,13 +61,13 @@ async fn rollbacks_go_back_one_version_each() {
         assert_eq!(binding.record.current.number, u64::from(required));
     }
     for (number, wanted) in [(4, 2), (5, 1)] {
-        let binding = world.host.rollback(Some(tenant("a")), POLICY).await.unwrap();
+        let binding = world.host.rollback(Some(tenant("a")), POLICY, Author::default()).await.unwrap();
         assert_eq!(binding.record.current.number, number);
         assert_eq!(required(&world.hooks("a").policy(&question(1))), wanted);
     }
-    let error = world.host.rollback(Some(tenant("a")), POLICY).await.unwrap_err();
+    let error = world.host.rollback(Some(tenant("a")), POLICY, Author::default()).await.unwrap_err();
     assert!(matches!(error, PluginError::Invalid(_)), "{error}");
-    let error = world.host.rollback(None, POLICY).await.unwrap_err();
+    let error = world.host.rollback(None, POLICY, Author::default()).await.unwrap_err();
     assert!(matches!(error, PluginError::NotFound(_)), "{error}");
 }
 
@@ -99,7 +100,7 @@ async fn a_restart_finds_everything_and_compiles_nothing() {
     world.put("", POLICY, &policy(3)).await.unwrap();
     let world = world.restart();
     assert_eq!(required(&world.hooks("a").policy(&question(1))), 3);
-    world.host.rollback(None, POLICY).await.unwrap();
+    world.host.rollback(None, POLICY, Author::default()).await.unwrap();
     assert_eq!(required(&world.hooks("a").policy(&question(1))), 1);
     let (events, _) = world.host.watch();
     assert!(events.iter().all(|event| event.kind != EventKind::Compiled), "{events:?}");
@@ -131,7 +132,7 @@ async fn what_is_bound_is_not_removed() {
         let error = world.host.remove(Reference::Digest(artifact.digest)).await.unwrap_err();
         assert!(matches!(error, PluginError::InUse(_)), "{error}");
     }
-    world.host.unbind(Some(tenant("a")), POLICY).await.unwrap();
+    world.host.unbind(Some(tenant("a")), POLICY, Author::default()).await.unwrap();
     world.host.remove(name("pol")).await.unwrap();
     assert_eq!(world.host.artifacts().len(), 1);
 }

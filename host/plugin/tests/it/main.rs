@@ -2,6 +2,7 @@
 //! real threads.
 
 mod bounds;
+mod candidates;
 mod first_party;
 mod folder;
 mod full;
@@ -21,10 +22,11 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::sync::broadcast;
 use witan_kernel::hook::{Asked, Hook, Hooks, Operation, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState};
-use witan_kernel::name::TenantId;
+use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::tenant::Level;
 use witan_memory::MemoryPlugins;
 use witan_plugin::event::{Event, EventKind};
+use witan_plugin::history::Author;
 use witan_plugin::registry::Binding;
 use witan_plugin::{BindRequest, Digest, Limits, OnFault, PluginError, PluginHost, Reference, Settings};
 
@@ -91,7 +93,7 @@ impl World {
         let tenant = (!tenant.is_empty()).then(|| self::tenant(tenant));
         let configuration = Bytes::from_static(configuration);
         self.host.is_known(&plugin, None).await?;
-        self.host.bind(BindRequest { tenant, hook, plugin, configuration, on_fault }).await
+        self.host.bind(BindRequest { tenant, hook, plugin, configuration, on_fault, author: Author::default() }).await
     }
 
     /// Stages a component and binds it by digest.
@@ -143,7 +145,13 @@ fn start_with(dir: &TempDir, store: &Arc<MemoryPlugins>, limits: Limits, compile
 
 fn settings(dir: &TempDir, limits: Limits, compiler: impl Into<PathBuf>) -> Settings {
     let (data_dir, folder) = (dir.path().join("data"), Some(dir.path().join("plugins")));
-    Settings { data_dir, folder, limits, compiler: compiler.into() }
+    Settings { data_dir, folder, limits, coordinator: coordinator(dir), compiler: compiler.into() }
+}
+
+/// The name of the coordinator whose folder this is.
+fn coordinator(dir: &TempDir) -> NodeId {
+    let name = dir.path().file_name().unwrap().to_string_lossy();
+    NodeId::new(format!("c{}", name.trim_start_matches('.')).to_lowercase()).unwrap()
 }
 
 fn tenant(id: &str) -> TenantId {

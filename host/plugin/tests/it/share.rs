@@ -4,6 +4,7 @@ use witan_kernel::hook::{Asked, Hook};
 use witan_kernel::port::Slot;
 use witan_memory::MemoryPlugins;
 use witan_plugin::event::EventKind;
+use witan_plugin::history::Author;
 use witan_plugin::{PluginError, Reference};
 
 use crate::guest::Guest;
@@ -50,10 +51,10 @@ async fn a_change_starts_from_the_stored_binding_and_not_from_the_last_notificat
     let third = first.put("a", POLICY, &policy(3)).await.unwrap();
     assert_eq!(third.record.current.number, 3, "it has seen the second");
     // A host that was notified of none of this rolls back to the second version.
-    let back = second.host.rollback(Some(tenant("a")), POLICY).await.unwrap();
+    let back = second.host.rollback(Some(tenant("a")), POLICY, Author::default()).await.unwrap();
     assert_eq!((back.record.current.number, answer(&second)), (4, 2));
-    first.host.unbind(Some(tenant("a")), POLICY).await.unwrap();
-    let gone = second.host.rollback(Some(tenant("a")), POLICY).await.unwrap_err();
+    first.host.unbind(Some(tenant("a")), POLICY, Author::default()).await.unwrap();
+    let gone = second.host.rollback(Some(tenant("a")), POLICY, Author::default()).await.unwrap_err();
     assert!(matches!(gone, PluginError::NotFound(_)), "{gone}");
     assert_eq!(second.hooks("a").policy(&question(1)), Asked::Unbound);
 }
@@ -67,7 +68,7 @@ async fn a_host_with_an_empty_disk_finds_everything_in_the_store() {
     drop(first);
     let second = World::of_cluster(&store);
     assert_eq!((second.host.artifacts().len(), answer(&second)), (2, 2));
-    second.host.rollback(Some(tenant("a")), POLICY).await.unwrap();
+    second.host.rollback(Some(tenant("a")), POLICY, Author::default()).await.unwrap();
     assert_eq!(answer(&second), 1);
 }
 
@@ -79,7 +80,7 @@ async fn a_plugin_bound_elsewhere_is_not_removed_and_one_removed_elsewhere_is_no
     second.bind("a", POLICY, Reference::Digest(digest)).await.unwrap();
     let refused = first.host.remove(Reference::Digest(digest)).await.unwrap_err();
     assert!(matches!(refused, PluginError::InUse(_)), "{refused}");
-    first.host.unbind(Some(tenant("a")), POLICY).await.unwrap();
+    first.host.unbind(Some(tenant("a")), POLICY, Author::default()).await.unwrap();
     first.host.remove(Reference::Digest(digest)).await.unwrap();
     second.host.refresh(None).await.unwrap();
     assert_eq!((second.host.artifacts().len(), second.host.bindings().len()), (0, 0));

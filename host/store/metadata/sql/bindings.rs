@@ -1,11 +1,15 @@
 //! Plugin bindings: one text per slot, replaced by compare-and-swap.
 
 use witan_kernel::fence;
-use witan_kernel::port::{Answer, BINDINGS, BindingOnRecord, BindingStore, Changed, Digest, Slot, StoreError, rules};
+use witan_kernel::port::{
+    Answer, BINDINGS, BindingChange, BindingOnRecord, BindingStore, CandidateReport, Changed, HistoryEntry, RecordText,
+    Slot, StoreError, rules,
+};
 
+use super::candidates::key;
 use super::db::{Db, Value};
 use super::row::{Row, damaged};
-use super::{Driver, SqlMetadata, changes, fences, references, tenants};
+use super::{Driver, SqlMetadata, candidates, changes, fences, references, tenants};
 
 impl<D: Driver> BindingStore for SqlMetadata<D> {
     fn binding_records(&self) -> Answer<Vec<BindingOnRecord>> {
@@ -17,21 +21,32 @@ impl<D: Driver> BindingStore for SqlMetadata<D> {
         self.read(|db| Box::pin(get(db, slot)))
     }
 
-    fn save_binding_record(
-        &self,
-        slot: &Slot,
-        expected: u64,
-        record: String,
-        puts_in_force: Option<Digest>,
-        fenced: bool,
-    ) -> Answer<u64> {
-        let slot = slot.clone();
-        self.change(move |db| Box::pin(save(db, slot, expected, record, puts_in_force, fenced)))
+    fn change_binding_record(&self, change: BindingChange) -> Answer<u64> {
+        self.change(move |db| Box::pin(save(db, change)))
     }
 
-    fn remove_binding_record(&self, slot: &Slot, expected: u64, fenced: bool) -> Answer<()> {
+    fn binding_history(&self, slot: &Slot) -> Answer<Vec<HistoryEntry>> {
         let slot = slot.clone();
-        self.change(move |db| Box::pin(remove(db, slot, expected, fenced)))
+        self.read(|db| Box::pin(candidates::history(db, slot)))
+    }
+
+    fn put_report(&self, report: CandidateReport) -> Answer<()> {
+        self.write(|db| Box::pin(candidates::put_report(db, report)))
+    }
+
+    fn reports(&self, slot: &Slot, number: u64, since_ms: u64) -> Answer<Vec<CandidateReport>> {
+        let slot = slot.clone();
+        self.read(move |db| Box::pin(candidates::reports(db, slot, number, since_ms)))
+    }
+
+    fn prepare_binding(&self, slot: &Slot, version: Option<RecordText>) -> Answer<()> {
+        let slot = slot.clone();
+        self.change(move |db| Box::pin(candidates::prepare(db, slot, version)))
+    }
+
+    fn prepared_binding(&self, slot: &Slot) -> Answer<Option<RecordText>> {
+        let slot = slot.clone();
+        self.read(|db| Box::pin(candidates::prepared(db, slot)))
     }
 }
 
@@ -50,16 +65,13 @@ async fn get(db: &mut Db, slot: Slot) -> Result<Option<BindingOnRecord>, StoreEr
     row.as_ref().map(record).transpose()
 }
 
-pub(super) async fn save(
-    db: &mut Db,
-    slot: Slot,
-    expected: u64,
-    record: String,
-    puts_in_force: Option<Digest>,
-    fenced: bool,
-) -> Result<u64, StoreError> {
-    rules::binding_record(&record)?;
+pub(super) async fn save(db: &mut Db, change: BindingChange) -> Result<u64, StoreError> {
+    rules::binding_change(&change)?;
+    let BindingChange { slot, expected, record, puts_in_force, fenced, entry } = change;
     let stored = version(db, &slot).await?;
+    if stored == 0 && record.is_none() {
+        return Ok(0);
+    }
     if stored != expected {
         return Err(rules::other_record(&slot, expected, stored));
     }
@@ -77,25 +89,23 @@ pub(super) async fn save(
     // The revision is the version, so that one that was removed and stored again has another.
     let version = changed(db, &slot, fenced).await?;
     let [tenant, hook] = key(&slot);
-    db.execute(
-        "INSERT INTO plugin_binding_records (tenant_id, hook, version, record) VALUES ($1, $2, $3, $4)
-         ON CONFLICT (tenant_id, hook) DO UPDATE SET version = $3, record = $4",
-        &[tenant, hook, Value::Number(version), Value::Text(&record)],
-    )
-    .await?;
+    match &record {
+        Some(RecordText(record)) => {
+            db.execute(
+                "INSERT INTO plugin_binding_records (tenant_id, hook, version, record) VALUES ($1, $2, $3, $4)
+                 ON CONFLICT (tenant_id, hook) DO UPDATE SET version = $3, record = $4",
+                &[tenant, hook, Value::Number(version), Value::Text(record)],
+            )
+            .await?
+        }
+        None => {
+            db.execute("DELETE FROM plugin_binding_records WHERE tenant_id = $1 AND hook = $2", &[tenant, hook]).await?
+        }
+    };
+    if let Some(entry) = entry {
+        candidates::add_entry(db, &slot, version, &entry).await?;
+    }
     Ok(version)
-}
-
-async fn remove(db: &mut Db, slot: Slot, expected: u64, fenced: bool) -> Result<(), StoreError> {
-    let stored = version(db, &slot).await?;
-    if stored == 0 {
-        return Ok(());
-    }
-    if stored != expected {
-        return Err(rules::other_record(&slot, expected, stored));
-    }
-    db.execute("DELETE FROM plugin_binding_records WHERE tenant_id = $1 AND hook = $2", &key(&slot)).await?;
-    changed(db, &slot, fenced).await.map(drop)
 }
 
 /// Logs the change of a slot, and the fences that nodes owe for it. Returns its revision.
@@ -115,10 +125,6 @@ async fn changed(db: &mut Db, slot: &Slot, fenced: bool) -> Result<u64, StoreErr
 async fn version(db: &mut Db, slot: &Slot) -> Result<u64, StoreError> {
     let sql = "SELECT version FROM plugin_binding_records WHERE tenant_id = $1 AND hook = $2";
     db.row(sql, &key(slot)).await?.map_or(Ok(0), |row| row.number("version"))
-}
-
-fn key(slot: &Slot) -> [Value<'_>; 2] {
-    [Value::Text(slot.tenant_text()), Value::Text(slot.hook.as_str())]
 }
 
 fn record(row: &Row) -> Result<BindingOnRecord, StoreError> {

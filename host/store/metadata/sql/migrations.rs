@@ -6,8 +6,8 @@ use witan_kernel::name::{NodeId, StoreId, TenantId, Zone};
 use witan_kernel::port::moves::replaces::PlannedStore;
 use witan_kernel::port::moves::{self, OnRecord, Plan, Planned};
 use witan_kernel::port::{
-    Answer, Changed, HookRecord, Leftover, MIGRATIONS, Migration, MigrationProgress, MigrationStatus, MigrationStore,
-    MoveTenant, NodeStatus, Owing, PlacementChange, Published, StorageNode, StoreError, rules,
+    Answer, BindingChange, Changed, Leftover, MIGRATIONS, Migration, MigrationProgress, MigrationStatus,
+    MigrationStore, MoveTenant, NodeStatus, Owing, PlacementChange, Published, StorageNode, StoreError, rules,
 };
 use witan_kernel::ring::Member;
 use witan_kernel::tenant::Tenant;
@@ -21,11 +21,10 @@ impl<D: Driver> MigrationStore for SqlMetadata<D> {
         self.change(move |db| Box::pin(change_placement(db, change, now_ms)))
     }
 
-    fn swap_hook(&self, record: HookRecord, change: PlacementChange, now_ms: u64) -> Answer<(u64, Migration)> {
+    fn swap_hook(&self, record: BindingChange, change: PlacementChange, now_ms: u64) -> Answer<(u64, Migration)> {
         self.change(move |db| {
             Box::pin(async move {
-                let HookRecord { slot, expected, record, puts_in_force } = record;
-                let version = bindings::save(db, slot, expected, record, puts_in_force, false).await?;
+                let version = bindings::save(db, BindingChange { fenced: false, ..record }).await?;
                 Ok((version, change_placement(db, change, now_ms).await?))
             })
         })

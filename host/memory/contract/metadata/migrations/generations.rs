@@ -3,8 +3,8 @@
 use witan_kernel::hook::Hook;
 use witan_kernel::placement::Placed;
 use witan_kernel::port::{
-    Changed, HOOK_FAULTS, HookRecord, Metadata, MigrationProgress, MigrationStatus, MoveTenant, PlacementChange, Slot,
-    StoreError,
+    BindingChange, Changed, HOOK_FAULTS, Metadata, MigrationProgress, MigrationStatus, MoveTenant, PlacementChange,
+    RecordText, Slot, StoreError,
 };
 use witan_kernel::tenant::Tenant;
 
@@ -28,8 +28,9 @@ fn slot(of: &Tenant) -> Slot {
     Slot { tenant: Some(of.id.clone()), hook: Hook::RoutingHook }
 }
 
-fn record(of: &Tenant, expected: u64, text: &str) -> HookRecord {
-    HookRecord { slot: slot(of), expected, record: text.to_owned(), puts_in_force: None }
+fn record(of: &Tenant, expected: u64, text: &str) -> BindingChange {
+    let record = Some(RecordText(text.to_owned()));
+    BindingChange { slot: slot(of), expected, record, puts_in_force: None, fenced: false, entry: None }
 }
 
 fn generations(of: &Tenant) -> (u32, u32, Option<u32>) {

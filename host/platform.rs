@@ -1,4 +1,7 @@
-//! The plugin service.
+//! The plugin platform as an API: the edge that knows the plugin host. It decodes, calls and encodes with the means of `grpc`.
+
+mod candidates;
+mod swap;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,25 +10,23 @@ use std::time::{Duration, Instant};
 use tokio::sync::broadcast;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming};
-use witan_kernel::hook::{Hook, Partition, Pending};
-use witan_kernel::name::{Invalid, Key, TenantId, shown};
-use witan_kernel::port::{Migration, StoreError};
-use witan_kernel::tenant::Tenant;
+use witan_kernel::hook::Hook;
+use witan_kernel::name::{Invalid, TenantId, shown};
 use witan_plugin::event::Event;
-use witan_plugin::registry::{Artifact, Binding, Named, Proposal, Proposed, RoutingChange};
-use witan_plugin::{BindRequest, OnFault, PluginError, PluginHost, Reference, Upload};
+use witan_plugin::registry::{Artifact, Binding, RoutingChange};
+use witan_plugin::{BindRequest, OnFault, PluginError, PluginHost, Reference, TryRequest, Upload};
 use witan_wire::v1;
 use witan_wire::v1::plugin_service_server::PluginService;
 use witan_wire::v1::upload_plugin_request::Part;
 
-use super::convert::{migration_id, timeout};
-use super::guard::{caller, denied, while_good};
-use super::hooks::PlanHook;
-use super::kept::{Admit, Kept, listed, usage};
-use super::status::{invalid, refused, store_report};
-use super::tenants;
 use crate::access::caller::Caller;
-use witan_control::{Catalog, ChangeRefused, HookChange, Places, Turn, Unfenced};
+use crate::grpc::convert::timeout;
+use crate::grpc::guard::{caller, denied, while_good};
+use crate::grpc::kept::{Admit, Kept, listed, usage};
+use crate::grpc::status::{invalid, refused, store_report};
+use crate::grpc::tenants;
+use candidates::How;
+use witan_control::{Catalog, ChangeRefused, Turn, Unfenced};
 
 /// How long a list of bindings waits for the metadata store: the bindings are known without it.
 const UNFENCED_WITHIN: Duration = Duration::from_secs(1);
@@ -156,19 +157,17 @@ impl PluginService for PluginApi {
             let problem = format!("{} is not known", shown(&request.on_fault));
             invalid(&Invalid::new("on_fault", problem, "use \"native\" or \"fail\""))
         })?;
-        if !matches!(request.mode.as_str(), "" | "active") {
-            let why = format!("mode {} is not supported yet; use \"active\"", shown(&request.mode));
-            return Err(refused(Code::Unimplemented, "INVALID_REQUEST", why));
-        }
+        let how = candidates::how(&request)?;
+        let author = candidates::author(&caller, &request.reason);
         let own_hook = tenant.clone().filter(|_| hook == Hook::RoutingHook);
         let (host, slot) = (self.host.clone(), tenant.clone());
         if request.plugin.is_empty() {
             if let Some(tenant) = own_hook {
-                return self.swap(&caller, kept, tenant.clone(), RoutingChange::Unbind(tenant)).await;
+                return self.swap(&caller, kept, tenant.clone(), RoutingChange::Unbind(tenant, author)).await;
             }
             let unbind = async move {
                 let previous = in_force(&host, slot.as_ref(), hook);
-                host.unbind(slot, hook).await.map(|_| previous).map_err(status)
+                host.unbind(slot, hook, author).await.map(|_| previous).map_err(status)
             };
             let turn = self.change(&caller, tenant.as_ref())?;
             let previous =
@@ -178,7 +177,14 @@ impl PluginService for PluginApi {
         // Before the change begins, which may block operations.
         let plugin = self.reference(&request.plugin, deadline).await?;
         let configuration = request.configuration;
-        let bind = BindRequest { tenant: slot.clone(), hook, plugin, configuration, on_fault };
+        let bind = BindRequest { tenant: slot.clone(), hook, plugin, configuration, on_fault, author };
+        if let How::Tried { mode, percent, bounds, promote_after_s } = how {
+            let request = TryRequest { bind, mode, percent, bounds, promote_after_s };
+            let begin = async move { host.try_beside(request).await.map_err(status) };
+            let turn = self.change(&caller, tenant.as_ref())?;
+            let bound = self.catalog.change_candidate(turn, tenant.as_ref(), hook, begin).await.map_err(not_changed)?;
+            return Ok(kept.with(v1::BindPluginResponse { binding: Some(binding(&bound)), ..Default::default() }));
+        }
         if let Some(tenant) = own_hook {
             return self.swap(&caller, kept, tenant, RoutingChange::Bind(bind)).await;
         }
@@ -186,11 +192,7 @@ impl PluginService for PluginApi {
             let previous = in_force(&host, slot.as_ref(), hook);
             Ok((host.bind(bind).await.map_err(status)?, previous))
         };
-        let turn = self.change(&caller, tenant.as_ref())?;
-        let changed = self.catalog.change_binding(turn, tenant.as_ref(), hook, bind).await;
-        let (bound, previous) = changed.map_err(not_changed)?;
-        let binding = Some(binding(&bound));
-        Ok(kept.with(v1::BindPluginResponse { binding, previous, ..Default::default() }))
+        self.changed(&caller, kept, tenant.as_ref(), hook, bind).await
     }
 
     async fn rollback_binding(
@@ -199,20 +201,17 @@ impl PluginService for PluginApi {
     ) -> Result<Response<v1::BindPluginResponse>, Status> {
         let (caller, usage) = (caller(&mut request)?, usage(&request));
         let (tenant, hook) = own_slot(&caller, &request.get_ref().tenant_id, &request.get_ref().hook)?;
+        let author = candidates::author(&caller, &request.get_ref().reason);
         let kept = Kept::of_bindings(&*self.answers, &usage, caller.credential().tenant())?;
         if let Some(tenant) = tenant.clone().filter(|_| hook == Hook::RoutingHook) {
-            return self.swap(&caller, kept, tenant.clone(), RoutingChange::Rollback(tenant)).await;
+            return self.swap(&caller, kept, tenant.clone(), RoutingChange::Rollback(tenant, author)).await;
         }
         let (host, slot) = (self.host.clone(), tenant.clone());
         let roll_back = async move {
             let previous = in_force(&host, slot.as_ref(), hook);
-            Ok((host.rollback(slot, hook).await.map_err(status)?, previous))
+            Ok((host.rollback(slot, hook, author).await.map_err(status)?, previous))
         };
-        let turn = self.change(&caller, tenant.as_ref())?;
-        let changed = self.catalog.change_binding(turn, tenant.as_ref(), hook, roll_back).await;
-        let (bound, previous) = changed.map_err(not_changed)?;
-        let binding = Some(binding(&bound));
-        Ok(kept.with(v1::BindPluginResponse { binding, previous, ..Default::default() }))
+        self.changed(&caller, kept, tenant.as_ref(), hook, roll_back).await
     }
 
     async fn list_bindings(
@@ -229,6 +228,74 @@ impl PluginService for PluginApi {
         let bindings = of_tenant.map(binding).collect();
         let (unfenced, unfenced_unknown) = self.unfenced(&caller, named(wanted)?).await;
         let answer = v1::ListBindingsResponse { bindings, unfenced, unfenced_unknown };
+        listed(&*self.answers, &usage, caller.credential().tenant(), answer)
+    }
+
+    async fn promote_binding(
+        &self,
+        mut request: Request<v1::PromoteBindingRequest>,
+    ) -> Result<Response<v1::BindPluginResponse>, Status> {
+        let (caller, usage) = (caller(&mut request)?, usage(&request));
+        let v1::PromoteBindingRequest { tenant_id, hook, reason } = request.into_inner();
+        let (tenant, hook) = own_slot(&caller, &tenant_id, &hook)?;
+        let author = candidates::author(&caller, &reason);
+        let kept = Kept::of_bindings(&*self.answers, &usage, caller.credential().tenant())?;
+        let (host, slot) = (self.host.clone(), tenant.clone());
+        if hook == Hook::RoutingHook {
+            let bind = host.candidate_of(slot.clone(), hook, author).await.map_err(status)?;
+            if let Some(tenant) = tenant {
+                return self.swap(&caller, kept, tenant, RoutingChange::Bind(bind)).await;
+            }
+            let bind = async move {
+                let previous = in_force(&host, None, hook);
+                Ok((host.bind(bind).await.map_err(status)?, previous))
+            };
+            return self.changed(&caller, kept, None, hook, bind).await;
+        }
+        let promote = async move {
+            let previous = in_force(&host, slot.as_ref(), hook);
+            Ok((host.promote(slot, hook, author).await.map_err(status)?, previous))
+        };
+        self.changed(&caller, kept, tenant.as_ref(), hook, promote).await
+    }
+
+    async fn discard_candidate(
+        &self,
+        mut request: Request<v1::DiscardCandidateRequest>,
+    ) -> Result<Response<v1::BindPluginResponse>, Status> {
+        let (caller, usage) = (caller(&mut request)?, usage(&request));
+        let v1::DiscardCandidateRequest { tenant_id, hook, reason } = request.into_inner();
+        let (tenant, hook) = own_slot(&caller, &tenant_id, &hook)?;
+        let author = candidates::author(&caller, &reason);
+        let kept = Kept::of_bindings(&*self.answers, &usage, caller.credential().tenant())?;
+        let (host, slot) = (self.host.clone(), tenant.clone());
+        let discard = async move { host.discard(slot, hook, author).await.map_err(status) };
+        let turn = self.change(&caller, tenant.as_ref())?;
+        let bound = self.catalog.change_candidate(turn, tenant.as_ref(), hook, discard).await.map_err(not_changed)?;
+        Ok(kept.with(v1::BindPluginResponse { binding: Some(binding(&bound)), ..Default::default() }))
+    }
+
+    async fn get_binding_history(
+        &self,
+        mut request: Request<v1::GetBindingHistoryRequest>,
+    ) -> Result<Response<v1::GetBindingHistoryResponse>, Status> {
+        let (caller, usage) = (caller(&mut request)?, usage(&request));
+        let (tenant, hook) = own_slot(&caller, &request.get_ref().tenant_id, &request.get_ref().hook)?;
+        let history = self.host.history(tenant, hook).await.map_err(status)?;
+        let entries = history.into_iter().map(candidates::entry).collect();
+        let answer = v1::GetBindingHistoryResponse { entries };
+        listed(&*self.answers, &usage, caller.credential().tenant(), answer)
+    }
+
+    async fn get_binding_report(
+        &self,
+        mut request: Request<v1::GetBindingReportRequest>,
+    ) -> Result<Response<v1::GetBindingReportResponse>, Status> {
+        let (caller, usage) = (caller(&mut request)?, usage(&request));
+        let (tenant, hook) = own_slot(&caller, &request.get_ref().tenant_id, &request.get_ref().hook)?;
+        let view = self.host.report(tenant, hook).await.map_err(status)?;
+        let bound = binding(&view.binding);
+        let answer = candidates::report(view, bound, candidates::may_read(&caller));
         listed(&*self.answers, &usage, caller.credential().tenant(), answer)
     }
 
@@ -256,148 +323,20 @@ impl PluginService for PluginApi {
         Ok(Response::new(while_good(caller, first.chain(following))))
     }
 }
-
-impl PlanHook for PluginApi {
-    fn plan_hook(
-        &self,
-        request: v1::BindPluginRequest,
-        until: Instant,
-    ) -> Pending<Result<v1::PlanMigrationResponse, Status>> {
-        let api = self.clone();
-        Box::pin(async move { api.planned_hook(request, until).await })
-    }
-}
-
 impl PluginApi {
-    async fn planned_hook(
-        &self,
-        request: v1::BindPluginRequest,
-        until: Instant,
-    ) -> Result<v1::PlanMigrationResponse, Status> {
-        let tenant = TenantId::new(request.tenant_id).map_err(|error| invalid(&error))?;
-        if !matches!(request.hook.as_str(), "" | "routing-hook") {
-            let problem = format!("{} moves no records", shown(&request.hook));
-            return Err(invalid(&Invalid::new("hook", problem, "only changes of a routing-hook are planned")));
-        }
-        let change = match request.plugin.as_str() {
-            "" => RoutingChange::Unbind(tenant.clone()),
-            plugin => RoutingChange::Bind(BindRequest {
-                tenant: Some(tenant.clone()),
-                hook: Hook::RoutingHook,
-                plugin: self.reference(plugin, Some(until)).await?,
-                configuration: request.configuration,
-                on_fault: OnFault::default(),
-            }),
-        };
-        let change = Swap { host: self.host.clone(), tenant: tenant.clone(), change };
-        let plan = self.catalog.plan_hook(&tenant, &change, until.into()).await.map_err(not_changed)?;
-        let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        let at_once = plan.tried.is_none();
-        let tried = plan.tried.unwrap_or_default();
-        Ok(v1::PlanMigrationResponse {
-            tenants: 1,
-            problems: plan.problems,
-            hook: Some(v1::PlannedHook {
-                keys_moving: count(tried.moving),
-                keys_staying: count(tried.staying),
-                keys_faulting: count(tried.faulting),
-                faults_on: tried.fault.map(|(key, _)| shown(&key.to_string()).to_string()).unwrap_or_default(),
-                complete: tried.is_complete || at_once,
-                at_once,
-            }),
-            ..v1::PlanMigrationResponse::default()
-        })
-    }
-
-    /// Changes the routing hook of one tenant, whose records move where they have to.
-    async fn swap(
+    /// Changes what is bound, and answers what is bound now and was before.
+    async fn changed(
         &self,
         caller: &Caller,
         kept: Kept,
-        tenant: TenantId,
-        change: RoutingChange,
+        tenant: Option<&TenantId>,
+        hook: Hook,
+        change: impl Future<Output = Result<(Binding, Option<v1::Binding>), Status>> + Send + 'static,
     ) -> Result<Response<v1::BindPluginResponse>, Status> {
-        let turn = self.change(caller, Some(&tenant))?;
-        let change = Swap { host: self.host.clone(), tenant: tenant.clone(), change };
-        let changed = self.catalog.change_routing_hook(turn, &tenant, change, (self.now_ms)()).await;
-        let (Swapped { bound, previous }, migration) = changed.map_err(not_changed)?;
-        Ok(kept.with(v1::BindPluginResponse {
-            binding: bound.as_ref().map(binding),
-            previous,
-            migration_id: migration.map(|of| migration_id(of.number)).unwrap_or_default(),
-        }))
-    }
-}
-
-/// A change of a tenant's routing hook, by the plugin host.
-struct Swap {
-    host: PluginHost,
-    tenant: TenantId,
-    change: RoutingChange,
-}
-
-/// What it answers.
-struct Swapped {
-    bound: Option<Binding>,
-    previous: Option<v1::Binding>,
-}
-
-/// A hook that is proposed.
-struct Hooked(Proposed);
-
-impl Places for Hooked {
-    fn partition_key(&self, key: &Key) -> Partition {
-        self.0.partition_key(key)
-    }
-}
-
-impl HookChange for Swap {
-    type Bound = Swapped;
-    type Error = Status;
-    type Proposed = Hooked;
-
-    fn has_generations(&self) -> bool {
-        self.host.has_generations(&self.tenant)
-    }
-
-    fn propose(&self, tenant: &Tenant) -> Pending<Result<Option<Hooked>, Status>> {
-        let (host, change, named) = (self.host.clone(), self.change.clone(), Named::of(tenant));
-        Box::pin(async move {
-            match host.propose(change, named).await.map_err(status)? {
-                Proposal::SamePlaces => Ok(None),
-                Proposal::Swap(proposed) => Ok(Some(Hooked(*proposed))),
-            }
-        })
-    }
-
-    fn at_once(&self) -> Pending<Result<Swapped, Status>> {
-        let (host, tenant, change) = (self.host.clone(), self.tenant.clone(), self.change.clone());
-        Box::pin(async move {
-            let previous = in_force(&host, Some(&tenant), Hook::RoutingHook);
-            let bound = match change {
-                RoutingChange::Bind(bind) => host.bind(bind).await.map(Some),
-                RoutingChange::Rollback(tenant) => host.rollback(Some(tenant), Hook::RoutingHook).await.map(Some),
-                RoutingChange::Unbind(tenant) => host.unbind(Some(tenant), Hook::RoutingHook).await.map(|()| None),
-            };
-            Ok(Swapped { bound: bound.map_err(status)?, previous })
-        })
-    }
-
-    fn record(&self, Hooked(proposed): Hooked, now_ms: u64) -> Pending<Result<(Swapped, Migration), Status>> {
-        let (host, tenant) = (self.host.clone(), self.tenant.clone());
-        Box::pin(async move {
-            let previous = in_force(&host, Some(&tenant), Hook::RoutingHook);
-            let recorded = host.record(proposed, now_ms).await;
-            let (bound, migration) = recorded.map_err(|error| match error {
-                PluginError::Store(StoreError::Conflict(why)) => refused(
-                    Code::FailedPrecondition,
-                    "MIGRATION_CONFLICT",
-                    format!("{why}; look at the tenant and try again"),
-                ),
-                error => status(error),
-            })?;
-            Ok((Swapped { bound, previous }, migration))
-        })
+        let turn = self.change(caller, tenant)?;
+        let changed = self.catalog.change_binding(turn, tenant, hook, change).await;
+        let (bound, previous) = changed.map_err(not_changed)?;
+        Ok(kept.with(v1::BindPluginResponse { binding: Some(binding(&bound)), previous, ..Default::default() }))
     }
 }
 
@@ -522,6 +461,7 @@ fn binding(bound: &Binding) -> v1::Binding {
         remembered: bound.counts.remembered,
         faults: bound.counts.faults,
         breaker_open: bound.broken.is_some(),
+        candidate: bound.candidate.as_ref().map(candidates::candidate),
     }
 }
 
@@ -541,6 +481,9 @@ fn status(error: PluginError) -> Status {
     let message = error.to_string();
     match error {
         PluginError::Invalid(_) => refused(Code::InvalidArgument, "INVALID_REQUEST", message),
+        PluginError::Field(error) => invalid(&error),
+        PluginError::NoCandidate(_) => candidates::no_candidate(message),
+        PluginError::NotReady(_) => refused(Code::FailedPrecondition, "PLUGIN_NOT_READY", message),
         PluginError::Refused(_) => refused(Code::FailedPrecondition, "PLUGIN_REFUSED", message),
         PluginError::NotFound(_) => refused(Code::NotFound, "PLUGIN_NOT_FOUND", message),
         PluginError::InUse(_) | PluginError::Full => refused(Code::FailedPrecondition, "PLUGIN_IN_USE", message),

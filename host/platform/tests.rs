@@ -5,6 +5,7 @@ use prost::Message;
 use tonic::body::Body;
 use tonic::codec::Codec;
 use tonic_types::StatusExt;
+use witan_kernel::name::NodeId;
 use witan_memory::MemoryPlugins;
 use witan_plugin::{Limits, Settings};
 use witan_wire::codec::WeighingCodec;
@@ -38,7 +39,13 @@ fn endless() -> Streaming<v1::UploadPluginRequest> {
 async fn an_upload_that_does_not_end_is_given_up() {
     let folder = tempfile::tempdir().unwrap();
     let (data_dir, limits) = (folder.path().to_owned(), Limits::default());
-    let settings = Settings { data_dir, folder: None, limits, compiler: "no-compiler".into() };
+    let settings = Settings {
+        data_dir,
+        folder: None,
+        limits,
+        coordinator: NodeId::new("c").unwrap(),
+        compiler: "no-compiler".into(),
+    };
     let host = PluginHost::start(settings, Arc::new(MemoryPlugins::default())).unwrap();
     let began = tokio::time::Instant::now();
     let mut upload = host.begin_upload().unwrap();

@@ -1,0 +1,183 @@
+//! A candidate as one tenant's requests ask it: a canary instead of the version in force, a shadow beside it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use witan_kernel::candidate::{Finding, Mode};
+use witan_kernel::hook::{Asked, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion, Verdict};
+use witan_kernel::name::{Key, NodeId};
+
+use crate::candidate::{Candidate, Example, hash, is_asked_twice, shown, timed};
+use crate::event::EventKind;
+use crate::fault::Outcome;
+use crate::pool::Pool;
+use crate::tenant::{Queued, TenantBinding};
+
+/// A candidate, and its instances for one tenant.
+pub(crate) struct Tried {
+    pub(crate) candidate: Arc<Candidate>,
+    pub(crate) binding: Arc<TenantBinding>,
+}
+
+impl Tried {
+    /// Whether a canary answers for this key here.
+    pub(crate) fn answers_for(&self, key: &Key) -> bool {
+        self.candidate.record.trial.answers_for(hash(key)) && self.candidate.is_asked()
+    }
+
+    /// The number of a question that a shadow is asked.
+    fn samples(&self) -> Option<u64> {
+        let Candidate { record, watch, .. } = &*self.candidate;
+        if record.trial.mode != Mode::Shadow || !self.candidate.is_asked() {
+            return None;
+        }
+        let question = watch.question();
+        record.trial.is_sampled(question).then_some(question)
+    }
+
+    /// A canary's answer; `None`: the version in force is asked.
+    pub(crate) fn policy(&self, question: &PolicyQuestion<'_>) -> Option<Asked<PolicyAnswer>> {
+        let ((asked, outcome), took) = timed(|| self.binding.decided(question));
+        self.answered(asked, outcome, took)
+    }
+
+    /// A canary's answer; `None`: the version in force is asked.
+    pub(crate) fn prefer(&self, key: &Key, replicas: &[(NodeId, ReplicaState)]) -> Option<Asked<Vec<u8>>> {
+        let ask = || self.binding.asked(|instance| instance.prefer(key.bytes(), replicas));
+        let ((asked, outcome), took) = timed(ask);
+        self.answered(asked, outcome, took)
+    }
+
+    /// A canary's answer, on a thread for resolvers; `None`: the version in force is asked.
+    pub(crate) fn resolve(&self, queued: &Queued, question: &ResolverQuestion) -> Option<Asked<Verdict>> {
+        let ask = || queued.binding().asked(|instance| instance.resolve(question));
+        let ((asked, outcome), took) = timed(ask);
+        self.answered(asked, outcome, took)
+    }
+
+    /// Counts a question for which the queue was full.
+    pub(crate) fn queue_was_full(&self) {
+        self.count(Outcome::Refused, Duration::ZERO);
+    }
+
+    fn answered<T>(&self, asked: Asked<T>, outcome: Outcome, took: Duration) -> Option<Asked<T>> {
+        let is_answer = matches!(outcome, Outcome::Answered);
+        self.count(outcome, took);
+        is_answer.then_some(asked)
+    }
+
+    fn count(&self, outcome: Outcome, took: Duration) {
+        let Candidate { record, watch, .. } = &*self.candidate;
+        self.report(watch.asked(&record.trial.bounds, outcome, took));
+    }
+
+    fn report(&self, found: Option<Finding>) {
+        if let Some(finding) = found {
+            self.candidate.report(finding);
+        }
+    }
+
+    /// Has a shadow asked what the version in force has answered.
+    pub(crate) fn shadow_policy(
+        self: &Arc<Self>,
+        shadows: &Pool,
+        key: &Key,
+        question: &PolicyQuestion<'_>,
+        in_force: &Asked<PolicyAnswer>,
+    ) {
+        let Some(number) = self.samples() else { return };
+        let replicas = question.replicas.to_vec();
+        // Everything but the replicas is copied as it is.
+        let question = PolicyQuestion { replicas: &[], ..*question };
+        let ask = move |tried: &Self| tried.binding.decided(&PolicyQuestion { replicas: &replicas, ..question });
+        self.shadow(shadows, number, key, in_force.clone(), ask, |one, other| one == other);
+    }
+
+    /// The same, of the order of replicas.
+    pub(crate) fn shadow_prefer(
+        self: &Arc<Self>,
+        shadows: &Pool,
+        key: &Key,
+        replicas: &[(NodeId, ReplicaState)],
+        in_force: &Asked<Vec<u8>>,
+    ) {
+        let Some(number) = self.samples() else { return };
+        let (asked_for, replicas) = (key.clone(), replicas.to_vec());
+        let ask = move |tried: &Self| tried.binding.asked(|instance| instance.prefer(asked_for.bytes(), &replicas));
+        self.shadow(shadows, number, key, in_force.clone(), ask, |one, other| one == other);
+    }
+
+    /// The same, of a verdict.
+    pub(crate) fn shadow_resolve(
+        self: &Arc<Self>,
+        shadows: &Pool,
+        question: ResolverQuestion,
+        in_force: &Asked<Verdict>,
+    ) {
+        let Some(number) = self.samples() else { return };
+        let (key, siblings) = (question.key.clone(), question.siblings.clone());
+        let ask = move |tried: &Self| tried.binding.asked(|instance| instance.resolve(&question));
+        let value = move |verdict: &Verdict| match verdict {
+            Verdict::Pick(index) => siblings.get(*index).map(|sibling| sibling.value.clone()),
+            Verdict::Merged(value) => Some(value.clone()),
+            Verdict::KeepAll => None,
+        };
+        self.shadow(shadows, number, &key, in_force.clone(), ask, move |one, other| value(one) == value(other));
+    }
+
+    /// Puts a question to the candidate on the thread of shadows, and compares. Where there is no room and no CPU time left for shadows, it
+    /// is not asked: that says nothing about it.
+    fn shadow<T: std::fmt::Debug + Send + 'static>(
+        self: &Arc<Self>,
+        shadows: &Pool,
+        number: u64,
+        key: &Key,
+        in_force: Asked<T>,
+        ask: impl Fn(&Self) -> (Asked<T>, Outcome) + Send + 'static,
+        same: impl Fn(&T, &T) -> bool + Send + 'static,
+    ) {
+        let (tried, key) = (Arc::clone(self), key.clone());
+        let job = move || {
+            if !tried.binding.has_share() || !tried.candidate.is_asked() {
+                return;
+            }
+            let ((asked, outcome), took) = timed(|| ask(&tried));
+            tried.count(outcome, took);
+            let bounds = &tried.candidate.record.trial.bounds;
+            let example = |one: &Asked<T>, other: &Asked<T>| Example {
+                key: key.clone(),
+                in_force: shown(one),
+                candidate: shown(other),
+            };
+            let differ = |one: &Asked<T>, other: &Asked<T>| match (one, other) {
+                (Asked::Answered { answer: one, .. }, Asked::Answered { answer: other, .. }) => Some(!same(one, other)),
+                _ => None,
+            };
+            if let Some(differs) = differ(&in_force, &asked) {
+                let differing = differs.then(|| example(&in_force, &asked));
+                tried.report(tried.candidate.watch.compared(bounds, differing));
+            }
+            if is_asked_twice(number) && tried.binding.claims_to_be_determined() {
+                let (again, _) = ask(&tried);
+                if differ(&asked, &again) == Some(true) {
+                    tried.report(tried.candidate.watch.undetermined(bounds, example(&asked, &again)));
+                }
+            }
+        };
+        // A full queue: see above.
+        _ = shadows.submit(job);
+    }
+}
+
+impl Candidate {
+    /// Says that it is not asked here any longer.
+    pub(crate) fn report(&self, finding: Finding) {
+        let detail = format!("{finding}; it is not asked here for now");
+        self.active.event(EventKind::CandidateTripped, self.active.tenant.clone(), detail);
+    }
+
+    /// Whether it is asked here: it is loaded, and does not exceed its bounds.
+    fn is_asked(&self) -> bool {
+        self.active.primary.is_ok() && !self.watch.is_tripped()
+    }
+}
