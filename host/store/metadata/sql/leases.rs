@@ -10,20 +10,19 @@ use witan_kernel::port::{
 use super::db::{Db, Value};
 use super::facts::needs_schema;
 use super::row::Row;
-use super::{Driver, Purpose, SqlMetadata, changes, in_transaction};
+use super::{Driver, SqlMetadata, changes};
 
 impl<D: Driver> LeaseStore for SqlMetadata<D> {
     fn hold_lease(&self, claim: Claim, lease_ms: u64) -> Answer<Lease> {
-        let (driver, hints) = (self.driver.clone(), self.hints.clone());
-        self.bounded(async move {
+        let store = self.clone();
+        Box::pin(async move {
             rules::claim(&claim, lease_ms)?;
-            let mut db = driver.lend(Purpose::Write).await?;
             // A renewal is one statement, and waits for no other change.
-            if let Some(lease) = renew(&mut db, &claim, lease_ms).await? {
-                db.give_back();
-                return Ok(lease);
+            let renewed = claim.clone();
+            match store.write(move |db| Box::pin(renew(db, renewed, lease_ms))).await? {
+                Some(lease) => Ok(lease),
+                None => store.change(move |db| Box::pin(grant(db, claim, lease_ms))).await,
             }
-            in_transaction(db, &hints, move |db| Box::pin(grant(db, claim, lease_ms))).await
         })
     }
 
@@ -60,7 +59,7 @@ impl<D: Driver> LeaseStore for SqlMetadata<D> {
 
 /// Renews a lease in one statement that reads the clock itself, so that an expired one is never renewed. `None` when there is no
 /// such lease to renew.
-async fn renew(db: &mut Db, claim: &Claim, lease_ms: u64) -> Result<Option<Lease>, StoreError> {
+async fn renew(db: &mut Db, claim: Claim, lease_ms: u64) -> Result<Option<Lease>, StoreError> {
     let sql = db.dialect(
         "UPDATE coordinators SET lease_until = CAST(unixepoch('subsec') * 1000 AS INTEGER) + $5
          WHERE node_id = $1 AND instance = $2 AND address = $3 AND version = $4

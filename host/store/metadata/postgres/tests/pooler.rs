@@ -1,5 +1,7 @@
 //! Through PgBouncer in transaction mode, with fewer connections to the server than the store has to the pooler.
 
+use witan_kernel::name::NodeId;
+use witan_kernel::port::{Claim, LeaseStore};
 use witan_servers::PgBouncer;
 
 use super::*;
@@ -35,6 +37,24 @@ async fn keeps_the_contract_through_a_pooler() {
         }
     });
     join_all(both).await;
+    // Leases are renewed meanwhile: each renewal is one statement, and is carried out on one connection all the same.
+    let renewed = (0..8).map(|of| {
+        let metadata = metadata.clone();
+        async move {
+            let claim = Claim {
+                node_id: NodeId::new(format!("renews-{of}")).expect("valid"),
+                instance: [of; 16],
+                address: "here:1".to_owned(),
+                version: "0.1.0".to_owned(),
+                capabilities: Vec::new(),
+            };
+            for round in 0..50 {
+                let lease = metadata.hold_lease(claim.clone(), 60_000).await;
+                lease.unwrap_or_else(|error| panic!("renewal {round}: {error}"));
+            }
+        }
+    });
+    join_all(renewed).await;
     // Nothing of this is left in a session that the pooler will lend to others.
     let mut left = admin(&direct).await;
     let named: i64 =
