@@ -283,8 +283,9 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
         Command::Push { files } => push(global, &files).await,
         Command::Bind(args) => {
             let (waits_for, wait) = (args.tenant.clone().unwrap_or_default(), args.wait);
+            let verb = if candidates::mode(&args).is_empty() { "bound" } else { "tried" };
             let answer = bind(global, args).await?;
-            bound(global, "bound", &answer, wait.then_some(waits_for)).await
+            bound(global, verb, &answer, wait.then_some(waits_for)).await
         }
         Command::Unbind(Bound { hook, tenant, wait, reason }) => {
             let waits_for = wait.then(|| tenant.clone().unwrap_or_default());
@@ -411,7 +412,12 @@ fn show(output: Output, verb: &str, response: &BindPluginResponse) -> anyhow::Re
             "migration_id": response.migration_id,
         }))?,
         Output::Text => {
-            let before = before.map_or("nothing was bound before".to_owned(), |b| format!("before: {}", plugin_of(b)));
+            let before = match before {
+                // What is in force has not changed.
+                None if matches!(verb, "tried" | "discarded") => String::new(),
+                None => " (nothing was bound before)".to_owned(),
+                Some(before) => format!(" (before: {})", plugin_of(before)),
+            };
             let now = now.map_or("nothing is bound now".to_owned(), |b| {
                 format!("{} answers {} for {}", plugin_of(b), b.hook, tenant_of(b))
             });
@@ -419,7 +425,7 @@ fn show(output: Output, verb: &str, response: &BindPluginResponse) -> anyhow::Re
                 "" => String::new(),
                 id => format!("; records move, and until then keys are placed as before: witan migration watch {id}"),
             };
-            output::line(&format!("{verb}: {now} ({before}){}{moves}", candidates::beside(response)))?;
+            output::line(&format!("{verb}: {now}{before}{}{moves}", candidates::beside(response)))?;
         }
     }
     Ok(ExitCode::SUCCESS)

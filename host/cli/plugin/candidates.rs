@@ -190,7 +190,7 @@ pub(super) async fn report(global: &Global, Reported { of, watch }: Reported) ->
         match global.output {
             Output::Json if watch => output::record(&report_json(&report))?,
             Output::Json => output::object(&report_json(&report))?,
-            Output::Text => output::line(&report_text(&report))?,
+            Output::Text => report_text(&report).iter().try_for_each(|line| output::line(line))?,
         }
         if !watch || report.candidate.is_none() {
             return Ok(ExitCode::SUCCESS);
@@ -199,23 +199,23 @@ pub(super) async fn report(global: &Global, Reported { of, watch }: Reported) ->
     }
 }
 
-fn report_text(report: &GetBindingReportResponse) -> String {
-    let mut text = String::new();
+fn report_text(report: &GetBindingReportResponse) -> Vec<String> {
+    let mut lines = Vec::new();
     if let (Some(binding), Some(counts)) = (&report.binding, &report.active) {
-        text += &format!("in force: {}, {}", plugin_of(binding), counts_text(counts));
+        lines.push(format!("in force: {}, {}", plugin_of(binding), counts_text(counts)));
     }
     let candidate = report.binding.as_ref().and_then(|binding| binding.candidate.as_ref());
     if let (Some(candidate), Some(seen)) = (candidate, &report.candidate) {
-        text += &format!("\n{}\n  {}", described(candidate), seen_text(seen));
+        lines.extend([described(candidate), format!("  {}", seen_text(seen))]);
         for NotAsking { coordinator, reason } in &seen.missing {
-            text += &format!("\n  coordinator {coordinator} does not ask it: {reason}");
+            lines.push(format!("  coordinator {coordinator} does not ask it: {reason}"));
         }
         for example in &seen.examples {
             let key = output::value_fields(&example.key);
-            text += &format!("\n  {}: {} in force, {} tried", key["value"], example.in_force, example.candidate);
+            lines.push(format!("  {}: {} in force, {} tried", key["value"], example.in_force, example.candidate));
         }
     }
-    text
+    lines
 }
 
 fn counts_text(counts: &PluginCounts) -> String {
