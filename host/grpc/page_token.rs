@@ -87,7 +87,8 @@ mod tests {
             assert!(read(&tenant, &Bytes::new(), &token).is_err());
             assert!(read(&tenant, &prefix, &token[1..]).is_err());
         }
-        let later = write(&tenant, &prefix, &Resume { generation: 7, token: 7, after: Some(Key::new("user:7").unwrap()) });
+        let later =
+            write(&tenant, &prefix, &Resume { generation: 7, token: 7, after: Some(Key::new("user:7").unwrap()) });
         let mut bytes = URL_SAFE_NO_PAD.decode(&later).unwrap();
         for version in (0..=u8::MAX).filter(|version| *version != LATER) {
             bytes[0] = version;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use wasmtime::Trap;
+use witan_kernel::hook::FaultKind;
 use witan_kernel::limit::{KEY_BYTES, VALUE_BYTES};
 
 use crate::guest::Guest;
@@ -17,6 +18,16 @@ pub(crate) enum Fault {
     /// The plugin broke a rule or a limit. Its instance is dropped.
     #[error(transparent)]
     Broken(#[from] Broken),
+}
+
+impl Fault {
+    /// What callers branch on.
+    pub(crate) fn kind(&self) -> FaultKind {
+        match self {
+            Self::Declined(_) => FaultKind::Declined,
+            Self::Broken(broken) => broken.kind(),
+        }
+    }
 }
 
 /// What a plugin says when it does not answer.
@@ -65,6 +76,26 @@ pub(crate) enum Broken {
     /// The order as it was answered, shortened.
     #[error("answered the order {order}, which is none of {replicas} replicas")]
     Order { order: String, replicas: usize },
+    /// What it answered, without the values.
+    #[error("answered differently when it was asked again: it {first}, then it {then}")]
+    Undetermined { first: String, then: String },
+}
+
+impl Broken {
+    fn kind(&self) -> FaultKind {
+        match self {
+            Self::Timeout(_) => FaultKind::Time,
+            Self::Stack | Self::Growth { .. } => FaultKind::Memory,
+            Self::Trap(_) | Self::Failed(_) | Self::WrongHook => FaultKind::Trap,
+            Self::Configuration(_) => FaultKind::Configuration,
+            Self::ResultBytes
+            | Self::Pick { .. }
+            | Self::MergedBytes(_)
+            | Self::PartitionKeyBytes(_)
+            | Self::Order { .. } => FaultKind::Answer,
+            Self::Undetermined { .. } => FaultKind::Undetermined,
+        }
+    }
 }
 
 /// The time limit at which a call was stopped.

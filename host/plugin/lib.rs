@@ -9,7 +9,8 @@
 //!    the inside), cached on disk (`images`); `refusals` are remembered there too.
 //! 4. `bindings`, `guest`, `instance`, `fault`: calling it within its limits, and why a call gave no answer.
 //! 5. `describe`, `probe`: its description of itself, and tests of its answers before anything depends on them.
-//! 6. [`binding`], `tenant`, `breaker`, `answers`, `snapshot`: which version answers for which tenant, and what happens when it fails.
+//! 6. [`binding`], `tenant`, `breaker`, `cpu`, `answers`, `fair`, `resolvers`, `snapshot`: which version answers for which tenant, in whose
+//!    turn, and what happens when it fails.
 //! 7. `upload`, [`registry`]: [`PluginHost`], which puts a version in force; `folder` watches for new components; [`event`] and [`metrics`]
 //!    report what happened; [`error`] says why a change was not made.
 //!
@@ -24,6 +25,7 @@ mod breaker;
 mod child;
 mod compile;
 mod control;
+mod cpu;
 mod describe;
 pub mod digest;
 mod disk;
@@ -31,6 +33,7 @@ mod effort;
 mod engine;
 pub mod error;
 pub mod event;
+mod fair;
 mod fault;
 mod folder;
 mod guest;
@@ -42,8 +45,10 @@ mod pool;
 mod probe;
 mod refusals;
 pub mod registry;
+mod resolvers;
 mod snapshot;
 mod spawn;
+pub mod tally;
 mod tenant;
 mod turn;
 mod uncompiled;

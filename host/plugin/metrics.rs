@@ -5,8 +5,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::limit;
+use witan_kernel::hook::FaultKind;
 use witan_kernel::sync::lock;
+
+use crate::limit;
 
 /// Counts of one binding or of one hook. They never decrease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,6 +31,34 @@ pub struct Counts {
     pub swaps: u64,
     /// Log lines dropped.
     pub lines_dropped: u64,
+    /// Questions that got no answer, by what kept the plugin from answering, in the order of [`FaultKind::ALL`]; and questions that were
+    /// repeated, and answered differently. Those that it declined, on which it failed, and that it was not asked, together.
+    pub unanswered: [u64; FaultKind::ALL.len()],
+    /// Questions that were put to another instance as well, to see whether it answers the same.
+    pub repeated: u64,
+}
+
+/// Why a question got no answer, as the counts of before tell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unanswered {
+    Declined,
+    Failed,
+    NotAsked,
+}
+
+impl Unanswered {
+    pub(crate) fn of(kind: FaultKind) -> Self {
+        match kind {
+            FaultKind::Declined => Self::Declined,
+            FaultKind::Time
+            | FaultKind::Memory
+            | FaultKind::Trap
+            | FaultKind::Answer
+            | FaultKind::Undetermined
+            | FaultKind::Configuration => Self::Failed,
+            FaultKind::NotLoaded | FaultKind::Breaker | FaultKind::Queue | FaultKind::Share => Self::NotAsked,
+        }
+    }
 }
 
 /// The counters behind [`Counts`], and the gauges that the plugin reports.
@@ -36,9 +66,8 @@ pub struct Counts {
 pub(crate) struct Counters {
     calls: AtomicU64,
     remembered: AtomicU64,
-    declined: AtomicU64,
-    faults: AtomicU64,
-    refused: AtomicU64,
+    unanswered: [AtomicU64; FaultKind::ALL.len()],
+    repeated: AtomicU64,
     nanos: AtomicU64,
     instances: AtomicU64,
     swaps: AtomicU64,
@@ -58,16 +87,12 @@ impl Counters {
         self.remembered.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn declined(&self) {
-        self.declined.fetch_add(1, Relaxed);
+    pub(crate) fn unanswered(&self, kind: FaultKind) {
+        self.unanswered[kind as usize].fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn faulted(&self) {
-        self.faults.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn refused(&self) {
-        self.refused.fetch_add(1, Relaxed);
+    pub(crate) fn repeated(&self) {
+        self.repeated.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn started(&self) {
@@ -106,16 +131,23 @@ impl Counters {
     }
 
     pub(crate) fn read(&self) -> Counts {
+        let unanswered = std::array::from_fn(|kind| self.unanswered[kind].load(Relaxed));
+        let sum = |wanted: Unanswered| {
+            let kinds = FaultKind::ALL.into_iter().filter(|kind| Unanswered::of(*kind) == wanted);
+            kinds.map(|kind| unanswered[kind as usize]).sum()
+        };
         Counts {
             calls: self.calls.load(Relaxed),
             remembered: self.remembered.load(Relaxed),
-            declined: self.declined.load(Relaxed),
-            faults: self.faults.load(Relaxed),
-            refused: self.refused.load(Relaxed),
+            declined: sum(Unanswered::Declined),
+            faults: sum(Unanswered::Failed),
+            refused: sum(Unanswered::NotAsked),
             nanos: self.nanos.load(Relaxed),
             instances: self.instances.load(Relaxed),
             swaps: self.swaps.load(Relaxed),
             lines_dropped: self.lines_dropped.load(Relaxed),
+            unanswered,
+            repeated: self.repeated.load(Relaxed),
         }
     }
 }

@@ -33,8 +33,11 @@ use crate::instance::Program;
 use crate::limit::{self, Limits};
 use crate::metrics::{Counters, Counts};
 use crate::pool::Pool;
+use crate::resolvers::Resolvers;
+pub use crate::snapshot::OpenBreakers;
 use crate::snapshot::{Generations, Snapshot};
-use crate::tenant::{ActiveBinding, Shared};
+use crate::tally::TenantSeries;
+use crate::tenant::{ActiveBinding, LoadError, Shared};
 use crate::turn::Turns;
 use crate::upload::{Upload, Uploads};
 
@@ -66,6 +69,8 @@ pub struct Binding {
     pub gauges: Vec<(String, f64)>,
     /// Why the binding cannot answer at all, if so (say, its component is missing): then every question is refused.
     pub broken: Option<String>,
+    /// The breakers that are open: it is asked less often, or not at all for a while.
+    pub breakers: OpenBreakers,
 }
 
 /// The plugin host. Cheap to clone; one per process.
@@ -168,10 +173,10 @@ impl PluginHost {
             limits: Arc::new(settings.limits),
             events: Arc::new(Events::default()),
             totals: Arc::new(std::array::from_fn(|_| Counters::default())),
+            tallies: Arc::default(),
         };
         let limits = shared.limits.clone();
-        let resolvers = Pool::new("witan-resolver", limits.resolver_threads, limit::RESOLVER_QUEUE)
-            .map_err(HostError::thread("resolver threads"))?;
+        let resolvers = Resolvers::start(limits.resolver_threads).map_err(HostError::thread("resolver threads"))?;
         let uploads = Uploads::new(&limits);
         let compiler = Compiler::new(settings.compiler, &settings.data_dir, limits)?;
         let (shelf, library) = Shelf::open(&settings.data_dir)?;
@@ -340,7 +345,12 @@ impl PluginHost {
     /// All bindings in force, the default ones first, then by tenant.
     pub fn bindings(&self) -> Vec<Binding> {
         let published = self.inner.published.load();
-        published.bindings.iter().map(|(record, active)| view(record, active)).collect()
+        let open = published.snapshot.open_breakers();
+        let seen = |(record, active): &(Arc<BindingRecord>, Arc<ActiveBinding>)| Binding {
+            breakers: open.get(&Arc::as_ptr(active)).copied().unwrap_or_default(),
+            ..view(record, active)
+        };
+        published.bindings.iter().map(seen).collect()
     }
 
     /// The last events, and a receiver for those that follow.
@@ -356,6 +366,22 @@ impl PluginHost {
     /// Counts per hook since the process started.
     pub fn counts(&self) -> [(Hook, Counts); 3] {
         Hook::ALL.map(|hook| (hook, self.inner.shared.totals[hook as usize].read()))
+    }
+
+    /// What each tenant has asked of each plugin: a series for each of the busiest, and one of all others for each hook.
+    pub fn tenant_counts(&self) -> Vec<TenantSeries> {
+        let mut more = Vec::new();
+        self.inner.published.load().snapshot.each(|binding| more.push(binding.take_counts()));
+        self.inner.shared.tallies.look(more)
+    }
+
+    /// Breakers of tenants that are open, per hook.
+    pub fn open_breakers(&self) -> [(Hook, usize); 3] {
+        let mut open = Hook::ALL.map(|hook| (hook, 0));
+        self.inner.published.load().snapshot.each(|binding| {
+            open[binding.active.hook as usize].1 += usize::from(binding.is_breaker_open());
+        });
+        open
     }
 
     /// Runs a change on one of the lane's threads.
@@ -391,7 +417,8 @@ fn view(record: &BindingRecord, active: &ActiveBinding) -> Binding {
         record: record.clone(),
         counts: active.counters.read(),
         gauges: active.counters.gauges(),
-        broken: active.primary.as_ref().err().map(ToString::to_string),
+        broken: active.primary.as_ref().err().map(LoadError::shown),
+        breakers: OpenBreakers::default(),
     }
 }
 

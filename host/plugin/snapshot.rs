@@ -14,7 +14,7 @@ use witan_kernel::hook::{
 use witan_kernel::name::{Key, NodeId, TenantId};
 
 use crate::limit;
-use crate::pool::Pool;
+use crate::resolvers::Resolvers;
 use crate::tenant::{ActiveBinding, TenantBinding};
 
 /// At most one binding per hook, in the order of [`Hook::ALL`].
@@ -32,7 +32,7 @@ pub(crate) struct Snapshot {
     /// Of tenants whose routing hook was swapped, by what the keys of each generation are placed.
     partitions: HashMap<TenantId, Generations<ActiveBinding>>,
     native: Arc<dyn Hooks>,
-    resolvers: Pool,
+    resolvers: Resolvers,
     hasher: RandomState,
     /// Tenants that have asked. A shard is copied when a tenant is added, so that a lookup takes no lock. A tenant's hooks are
     /// created when it first asks, because each tenant has its own instances of a default binding too.
@@ -48,7 +48,7 @@ impl Snapshot {
     pub(crate) fn new(
         actives: &[Arc<ActiveBinding>],
         partitions: HashMap<TenantId, Generations<ActiveBinding>>,
-        resolvers: Pool,
+        resolvers: Resolvers,
     ) -> Self {
         let mut own: HashMap<TenantId, PerHook<ActiveBinding>> = HashMap::new();
         let mut default = PerHook::default();
@@ -93,12 +93,30 @@ impl Snapshot {
         }
     }
 
+    /// The breakers of each binding, of all tenants that have asked it: only those that are open.
+    pub(crate) fn open_breakers(&self) -> HashMap<*const ActiveBinding, OpenBreakers> {
+        let mut open: HashMap<*const ActiveBinding, OpenBreakers> = HashMap::new();
+        self.each(|binding| {
+            if binding.is_breaker_open() {
+                let of = open.entry(Arc::as_ptr(&binding.active)).or_default();
+                of.tenants += 1;
+                of.admitted_permille = of.admitted_permille.min(binding.admitted_permille());
+            }
+        });
+        open
+    }
+
+    /// Every binding of every tenant that has asked, once each.
+    pub(crate) fn each(&self, mut look: impl FnMut(&Arc<TenantBinding>)) {
+        for shard in &self.shards {
+            shard.load().values().for_each(|hooks| hooks.each(&mut look));
+        }
+    }
+
     /// Drops the warm instances that have not been used since the last call.
     pub(crate) fn release_idle(&self) {
-        for shard in &self.shards {
-            let shard = shard.load();
-            shard.values().for_each(|hooks| hooks.release_idle());
-        }
+        // Once each: what is released twice at once counts as unused.
+        self.each(|binding| binding.release_idle());
     }
 
     fn add(&self, shard: &ArcSwap<Shard>, tenant: &TenantId) -> Arc<dyn Hooks> {
@@ -162,6 +180,22 @@ impl Snapshot {
     }
 }
 
+/// Breakers of one binding that are open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenBreakers {
+    /// Tenants for which it is: one, or for a binding of all tenants any number of them.
+    pub tenants: usize,
+    /// The share of the questions that reaches the plugin nevertheless, as trials, in thousandths: the smallest of these tenants'.
+    pub admitted_permille: u32,
+}
+
+impl Default for OpenBreakers {
+    /// None is open.
+    fn default() -> Self {
+        Self { tenants: 0, admitted_permille: 1000 }
+    }
+}
+
 /// The bindings that answer for one tenant.
 pub(crate) struct TenantHooks {
     bindings: PerHook<TenantBinding>,
@@ -169,7 +203,7 @@ pub(crate) struct TenantHooks {
     partitions: Option<Generations<TenantBinding>>,
     /// With [`Self::partitions`]: the routing hook of all tenants.
     default: Option<Arc<TenantBinding>>,
-    resolvers: Pool,
+    resolvers: Resolvers,
 }
 
 impl TenantHooks {
@@ -179,12 +213,12 @@ impl TenantHooks {
         self.bindings.iter().flatten().chain(generations).chain(&self.default)
     }
 
-    fn release_idle(&self) {
+    /// Every binding, once each.
+    fn each(&self, look: &mut impl FnMut(&Arc<TenantBinding>)) {
         let mut seen: Vec<&Arc<TenantBinding>> = Vec::new();
         for binding in self.all() {
-            // Once each: what is released twice at once counts as unused.
             if !seen.iter().any(|it| Arc::ptr_eq(it, binding)) {
-                binding.release_idle();
+                look(binding);
                 seen.push(binding);
             }
         }
@@ -206,6 +240,27 @@ impl TenantHooks {
     fn binding(&self, hook: Hook) -> Option<&Arc<TenantBinding>> {
         self.bindings[hook as usize].as_ref()
     }
+
+    /// Asks on one of the threads for that, in the tenant's turn. The question holds this many bytes.
+    fn apart<T: Send + 'static>(
+        &self,
+        binding: Arc<TenantBinding>,
+        bytes: usize,
+        ask: impl FnOnce(&TenantBinding, oneshot::Sender<Asked<T>>) + Send + 'static,
+    ) -> Pending<Asked<T>> {
+        let (answer, asked) = oneshot::channel();
+        let asking = binding.clone();
+        let job = move || {
+            // The operation may have ended while this question was queued.
+            if !answer.is_closed() {
+                ask(&asking, answer);
+            }
+        };
+        if let Err(full) = self.resolvers.submit(binding.tenant(), bytes, job) {
+            return Box::pin(std::future::ready(binding.queue_full(full)));
+        }
+        Box::pin(async move { asked.await.unwrap_or_else(|_| binding.lost()) })
+    }
 }
 
 impl Hooks for TenantHooks {
@@ -220,6 +275,16 @@ impl Hooks for TenantHooks {
         }
     }
 
+    fn policy_apart(&self, question: &PolicyQuestion<'_>) -> Option<Pending<Asked<PolicyAnswer>>> {
+        let binding = self.binding(Hook::ConsistencyPolicy).filter(|binding| binding.is_slow(question))?.clone();
+        let replicas = question.replicas.to_vec();
+        let question = PolicyQuestion { replicas: &[], ..*question };
+        Some(self.apart(binding, 0, move |binding, answer| {
+            let question = PolicyQuestion { replicas: &replicas, ..question };
+            let _ = answer.send(binding.decide(&question));
+        }))
+    }
+
     fn has_resolver(&self) -> bool {
         self.binding(Hook::ConflictResolver).is_some()
     }
@@ -228,21 +293,12 @@ impl Hooks for TenantHooks {
         let Some(binding) = self.binding(Hook::ConflictResolver).cloned() else {
             return Box::pin(std::future::ready(Asked::Unbound));
         };
-        let (answer, asked) = oneshot::channel();
-        let queued = binding.enqueue().is_some_and(|queued| {
-            let job = move || {
-                // The operation may have ended while this question was queued.
-                if !answer.is_closed() {
-                    let _ = answer.send(queued.binding().ask(|instance| instance.resolve(&question)));
-                }
-            };
-            self.resolvers.submit(job).is_ok()
-        });
-        Box::pin(async move {
-            match asked.await {
-                Ok(asked) if queued => asked,
-                _ => binding.queue_full(),
-            }
+        let bytes = question.siblings.iter().map(|sibling| sibling.value.len()).sum();
+        self.apart(binding, bytes, move |binding, answer| {
+            let asked = binding.resolve(&question);
+            let _ = answer.send(asked.clone());
+            // While nobody waits for it, in the same tenant's turn.
+            binding.repeat_some(&question, &asked);
         })
     }
 
@@ -266,7 +322,7 @@ impl Hooks for TenantHooks {
         match self.binding(Hook::RoutingHook) {
             Some(binding) => match binding.ask(|instance| instance.prefer(key.bytes(), replicas)) {
                 // Without a preference, replicas are read in the native order.
-                Asked::Faulted { reason, by, .. } => Asked::Faulted { reason, fail: false, by },
+                Asked::Faulted { kind, reason, by, .. } => Asked::Faulted { kind, reason, fail: false, by },
                 asked => asked,
             },
             None => Asked::Unbound,

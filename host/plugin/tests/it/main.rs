@@ -2,6 +2,7 @@
 //! real threads.
 
 mod bounds;
+mod faulty;
 mod first_party;
 mod folder;
 mod full;
@@ -12,6 +13,7 @@ mod lanes;
 mod life;
 mod share;
 mod swap;
+mod turns;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
