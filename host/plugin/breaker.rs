@@ -304,8 +304,7 @@ mod tests {
     #[test]
     fn the_share_rises_after_each_five_trials_that_are_answered() {
         let mut state = opened();
-        let mut now = COOL_DOWN;
-        for share in STAGES {
+        for (now, share) in (COOL_DOWN..).zip(STAGES) {
             let mut asked = 0;
             for trial in 0..TRIALS {
                 loop {
@@ -319,7 +318,6 @@ mod tests {
             }
             // The first of each stage is admitted at once.
             assert!(asked > (TRIALS - 1) * (ALL / share) - 1, "{share}: {asked}");
-            now += 1;
         }
         assert!(!state.is_open());
     }
