@@ -460,8 +460,11 @@ fn binding(bound: &Binding) -> v1::Binding {
         calls: bound.counts.calls,
         remembered: bound.counts.remembered,
         faults: bound.counts.faults,
-        breaker_open: bound.broken.is_some(),
         candidate: bound.candidate.as_ref().map(candidates::candidate),
+        breaker_open: bound.breakers.tenants > 0,
+        broken: bound.broken.clone().unwrap_or_default(),
+        breakers_open: u32::try_from(bound.breakers.tenants).unwrap_or(u32::MAX),
+        admitted_permille: bound.breakers.admitted_permille,
     }
 }
 

@@ -11,7 +11,11 @@ mod baseline;
 mod calls;
 mod cluster;
 mod copy;
+#[path = "../../host/plugin/tests/it/guest.rs"]
+#[allow(dead_code, reason = "the tests of the plugin host need more of it")]
+mod guest;
 mod mark;
+mod neighbours;
 mod overload;
 mod policy;
 mod report;
@@ -115,6 +119,8 @@ enum Section {
     Mark,
     /// One call of each hook alone
     Calls,
+    /// A quiet tenant beside one whose plugin burns all the CPU it may
+    Neighbours,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -145,6 +151,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Section::Storage => ("storage", storage::section(&options)?),
             Section::Mark => ("mark", mark::section(&options)?),
             Section::Calls => ("calls", calls::section(&options)?),
+            Section::Neighbours => ("neighbours", neighbours::section(&options)?),
         };
         bounds_hold &= result.bounds_hold;
         if !options.json {

@@ -466,6 +466,9 @@ class Tour:
         answer = read()
         assert json.loads(answer.value) == {"items": {"tea": {"a": 1, "b": 2}, "jam": {"b": 1}}}, answer
         assert answer.resolved_by.startswith(f"shopping-cart@{cart.digest[:8]}"), answer.resolved_by
+        # A resolver that is bound and does not answer says why, and all siblings are returned.
+        assert not answer.HasField("resolver_fault"), answer.resolver_fault.reason
+        assert not answer.HasField("policy_fault"), answer.policy_fault.reason
         say(f"bound: two siblings are read as one cart, resolved by {answer.resolved_by[:22]}...")
         swapped = self.plugins.BindPlugin(tenant_id=tenant, hook=hook, plugin=f"set-union@{union.version}")
         assert swapped.previous.name == "shopping-cart" and swapped.binding.number > bound.binding.number, swapped
@@ -476,6 +479,7 @@ class Tour:
         self.candidate(tenant, hook, union.digest)
         listed = self.plugins.ListBindings(tenant_id=tenant).bindings
         assert [(b.hook, b.name) for b in listed] == [(hook, "shopping-cart")] and listed[0].calls > 0, listed
+        assert not listed[0].broken and not listed[0].breaker_open and listed[0].admitted_permille == 1000, listed
         bad = refusal(lambda: self.plugins.RemovePlugin(plugin=cart.digest), "FAILED_PRECONDITION", "PLUGIN_IN_USE")
         say(f"removing a plugin in use is refused: {bad.message}")
         self.policy()

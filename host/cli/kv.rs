@@ -10,7 +10,7 @@ use tonic::Status;
 use witan_kernel::limit::VALUE_BYTES;
 use witan_kernel::tenant::Level;
 use witan_wire::v1::{
-    DeleteKeyValueRequest, ReadKeyValueRequest, ReadKeyValueResponse, VectorClock, VectorClockEntry,
+    DeleteKeyValueRequest, PluginFault, ReadKeyValueRequest, ReadKeyValueResponse, VectorClock, VectorClockEntry,
     WriteKeyValueRequest, WriteKeyValueResponse,
 };
 
@@ -186,6 +186,12 @@ fn found(output: Output, details: bool, response: &ReadKeyValueResponse) -> anyh
     } else {
         siblings(response)?;
     }
+    if let Some(fault) = &response.resolver_fault {
+        output::note(&format!("the conflict resolver has not decided: {}", fault.reason));
+    }
+    if let Some(fault) = &response.policy_fault {
+        output::note(&gave_way(fault));
+    }
     if details || !response.siblings.is_empty() {
         output::note(&format!("context: {}", args::base64(&response.context)));
     }
@@ -194,6 +200,14 @@ fn found(output: Output, details: bool, response: &ReadKeyValueResponse) -> anyh
         output::note(&format!("clock: {}", clock_text(response.vector_clock.as_ref())));
     }
     Ok(())
+}
+
+fn gave_way(fault: &PluginFault) -> String {
+    format!("the consistency policy gave way to the native rule: {}", fault.reason)
+}
+
+fn fault_json(fault: Option<&PluginFault>) -> Value {
+    fault.map_or(Value::Null, |fault| json!({ "plugin": fault.plugin, "kind": fault.kind, "reason": fault.reason }))
 }
 
 fn siblings(response: &ReadKeyValueResponse) -> std::io::Result<()> {
@@ -243,6 +257,8 @@ fn found_json(response: &ReadKeyValueResponse) -> Value {
         "context": args::base64(&response.context),
         "siblings": siblings,
         "resolved_by": response.resolved_by,
+        "resolver_fault": fault_json(response.resolver_fault.as_ref()),
+        "policy_fault": fault_json(response.policy_fault.as_ref()),
         "vector_clock": clock_json(response.vector_clock.as_ref()),
     });
     output::with(rest, value)
@@ -289,11 +305,15 @@ fn changed(output: Output, verb: &str, response: &WriteKeyValueResponse) -> anyh
             "is_duplicate": response.is_duplicate,
             "context": args::base64(&response.context),
             "vector_clock": clock_json(response.vector_clock.as_ref()),
+            "policy_fault": fault_json(response.policy_fault.as_ref()),
         }))?,
         Output::Text => {
             let duplicate = if response.is_duplicate { "; a repetition, which took effect before" } else { "" };
             let (key, level, replicas) = (&response.key, &response.consistency, response.replica_count);
             output::line(&format!("{verb} {key} on {replicas} replicas so far (level {level}){duplicate}"))?;
+            if let Some(fault) = &response.policy_fault {
+                output::note(&gave_way(fault));
+            }
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -488,12 +488,29 @@ async fn bindings(global: &Global, tenant: Option<String>) -> anyhow::Result<Exi
             binding.on_fault.clone(),
             grouped(binding.calls),
             grouped(binding.faults),
-            if binding.breaker_open { "cannot be loaded" } else { binding.mode.as_str() }.to_owned(),
+            state(binding),
         ]);
     }
     table.print("no bindings; the native rules answer every hook")?;
     fenced::lines(&listed).iter().try_for_each(|line| output::line(line))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a binding answers, in a few words.
+fn state(binding: &Binding) -> String {
+    let (percent, tenths) = (binding.admitted_permille / 10, binding.admitted_permille % 10);
+    let share = match tenths {
+        0 => format!("{percent} %"),
+        tenths => format!("{percent}.{tenths} %"),
+    };
+    match binding {
+        Binding { broken, .. } if !broken.is_empty() => "cannot be loaded".to_owned(),
+        Binding { breaker_open: true, tenant_id, breakers_open, .. } if tenant_id.is_empty() => {
+            format!("breaker open for {breakers_open} tenants, tried with {share}")
+        }
+        Binding { breaker_open: true, .. } => format!("breaker open, tried with {share}"),
+        _ => binding.mode.clone(),
+    }
 }
 
 async fn events(global: &Global, new: bool, count: Option<u64>) -> anyhow::Result<ExitCode> {
@@ -567,6 +584,9 @@ fn binding_json(binding: &Binding) -> Value {
         "remembered": binding.remembered,
         "faults": binding.faults,
         "breaker_open": binding.breaker_open,
+        "broken": binding.broken,
+        "breakers_open": binding.breakers_open,
+        "admitted_permille": binding.admitted_permille,
     })
 }
 

@@ -247,6 +247,7 @@ impl<W: World> Exchange<W> {
             replicas,
             level,
             duplicate: false,
+            policy_fault: self.plan.policy_fault.clone(),
         }
     }
 }

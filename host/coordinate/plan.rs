@@ -9,7 +9,7 @@ use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failure;
 use witan_kernel::fault::Fault;
 use witan_kernel::hook::{
-    AnsweredBy, Asked, Hooks, Operation, Partition, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall,
+    AnsweredBy, Asked, Hooks, Operation, Partition, PluginFault, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall,
 };
 use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{Key, NodeId, TenantId};
@@ -40,6 +40,8 @@ pub(super) struct Plan {
     pub(super) arrived: u64,
     /// The answer of the consistency policy, or of the native rule.
     pub(super) policy: PolicyAnswer,
+    /// Why the consistency policy that is bound gave way to the native rule, if it did.
+    pub(super) policy_fault: Option<Box<PluginFault>>,
     /// When the operation ends, monotonic microseconds.
     pub(super) deadline: u64,
     /// Of one era: a context that the operation returns must not claim under a new one what it has read before a restore.
@@ -137,10 +139,11 @@ impl<W: World> Coordinator<W> {
             (coming, _) => (self.route(&tenant, &place, coming.as_ref())?, coming),
         };
         let timeout = self.timeout(asks.operation, asks.timeout);
-        let policy = self.policy(&asks, &tenant, hooks.as_ref(), &route, timeout)?;
+        let (policy, policy_fault) = self.policy(&asks, &tenant, hooks.as_ref(), &route, timeout).await?;
         let deadline = asks.arrived + u64::from(policy.deadline_ms) * 1000;
         let keys = self.keys.load_full();
-        Ok(Plan { tenant, hooks, place, coming, route, epoch, arrived: asks.arrived, policy, deadline, keys })
+        let arrived = asks.arrived;
+        Ok(Plan { tenant, hooks, place, coming, route, epoch, arrived, policy, policy_fault, deadline, keys })
     }
 
     /// The replicas of a place, under the placement of its tenant. `coming`: its place in the generation to which the tenant moves.
@@ -232,14 +235,14 @@ impl<W: World> Coordinator<W> {
         asked.unwrap_or(default).min(LONGEST_DEADLINE).max(Duration::from_millis(1))
     }
 
-    fn policy(
+    async fn policy(
         &self,
         asks: &Asks<'_>,
         tenant: &Tenant,
         hooks: &dyn Hooks,
         route: &Route,
         timeout: Duration,
-    ) -> Result<PolicyAnswer, Failure> {
+    ) -> Result<(PolicyAnswer, Option<Box<PluginFault>>), Failure> {
         let with_policy = hooks.has_policy();
         // A policy is asked about the present placement, also while the coming one has to answer as well.
         let present = usize::from(route.replication_factor());
@@ -254,22 +257,33 @@ impl<W: World> Coordinator<W> {
             replicas: &states,
         };
         if !with_policy {
-            return Ok(PolicyAnswer::native(&question));
+            return Ok((PolicyAnswer::native(&question), None));
         }
         let mut span = origin::span("plugin consistency policy");
-        let asked = hooks.policy_of(asks.key, &question);
+        let asked = match hooks.policy_tried(asks.key, &question) {
+            Some(asked) => asked,
+            None => {
+                let asked = match hooks.policy_apart(&question) {
+                    Some(asked) => asked.await,
+                    None => hooks.policy(&question),
+                };
+                hooks.policy_answered(asks.key, &question, &asked);
+                asked
+            }
+        };
         record_answer(&mut span, &asked);
+        let fault = asked.fault();
         match asked {
             Asked::Answered { answer, .. } if Fault::MinimumIgnored.is_on() => {
-                Ok(answer.within(&PolicyQuestion { minimum: Level::One, ..question }))
+                Ok((answer.within(&PolicyQuestion { minimum: Level::One, ..question }), None))
             }
-            Asked::Answered { answer, .. } => Ok(answer.within(&question)),
-            Asked::Faulted { reason, fail: true, by } => Err(Failure::PluginFault {
+            Asked::Answered { answer, .. } => Ok((answer.within(&question), None)),
+            Asked::Faulted { reason, fail: true, by, .. } => Err(Failure::PluginFault {
                 hook: witan_kernel::hook::Hook::ConsistencyPolicy,
                 by: by.to_string(),
                 reason,
             }),
-            Asked::Unbound | Asked::Faulted { .. } => Ok(PolicyAnswer::native(&question)),
+            Asked::Unbound | Asked::Faulted { .. } => Ok((PolicyAnswer::native(&question), fault)),
         }
     }
 }

@@ -183,6 +183,7 @@ impl<W: World> Exchange<W> {
         let asked = self.plan.hooks.resolve(question).await;
         record_answer(&mut span, &asked);
         drop(span);
+        let resolver_fault = asked.fault();
         let (value, by) = match asked {
             Asked::Answered { answer: Verdict::Pick(index), by } => (values.get(index).cloned(), Some(by)),
             Asked::Answered { answer: Verdict::Merged(bytes), by } => (Some(bytes), Some(by)),
@@ -201,12 +202,21 @@ impl<W: World> Exchange<W> {
             None => answer.siblings = siblings,
         }
         answer.resolved_by = by;
+        answer.resolver_fault = resolver_fault;
         Ok(answer)
     }
 
     fn found(&self, value: Bytes, claims: &Claims) -> ReadAnswer {
         let context = self.coordinator.seal(&self.plan, claims);
-        ReadAnswer { value, siblings: Vec::new(), context, rendering: render(claims), resolved_by: None }
+        ReadAnswer {
+            value,
+            siblings: Vec::new(),
+            context,
+            rendering: render(claims),
+            resolved_by: None,
+            resolver_fault: None,
+            policy_fault: self.plan.policy_fault.clone(),
+        }
     }
 
     fn not_found(&self, claims: &Claims) -> Failed {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use witan_kernel::context::{self, Claims};
-use witan_kernel::hook::{AnsweredBy, Operation, Sibling};
+use witan_kernel::hook::{AnsweredBy, Operation, PluginFault, Sibling};
 use witan_kernel::name::{Key, TenantId};
 use witan_kernel::tenant::Level;
 
@@ -69,6 +69,8 @@ pub struct Written {
     pub level: Level,
     /// True when an earlier request with the same idempotency key carried it out.
     pub duplicate: bool,
+    /// Why the consistency policy that is bound gave way to the native rule, if it did. It is not recorded: of a duplicate, `None`.
+    pub policy_fault: Option<Box<PluginFault>>,
 }
 
 /// The result of a read.
@@ -84,13 +86,19 @@ pub struct ReadAnswer {
     pub rendering: Rendering,
     /// The plugin that decided between siblings; `None` when none has.
     pub resolved_by: Option<AnsweredBy>,
+    /// Why the resolver that is bound has not decided, if it was asked and did not answer: all siblings are kept.
+    pub resolver_fault: Option<Box<PluginFault>>,
+    /// Why the consistency policy that is bound gave way to the native rule, if it did.
+    pub policy_fault: Option<Box<PluginFault>>,
 }
 
 impl ReadAnswer {
     /// The bytes of its values, and what goes with them.
     pub fn bytes(&self) -> usize {
         let siblings: usize = self.siblings.iter().map(|sibling| sibling.value.len() + 64).sum();
-        self.value.len() + siblings + self.context.len() + 128
+        let faults: usize =
+            [&self.resolver_fault, &self.policy_fault].into_iter().flatten().map(|fault| fault.bytes()).sum();
+        self.value.len() + siblings + self.context.len() + faults + 128
     }
 }
 
@@ -135,7 +143,7 @@ impl Written {
         };
         if version == WRITTEN_V2 {
             let rendering = rendered(&bytes)?;
-            return Some(Self { idempotency_key, context: bytes, rendering, replicas, level, duplicate: true });
+            return Some(Self::recorded(idempotency_key, bytes, rendering, replicas, level));
         }
         let length = bytes.try_get_u32().ok()? as usize;
         let context = (bytes.len() >= length).then(|| bytes.split_to(length))?;
@@ -145,7 +153,11 @@ impl Written {
             let actor = (bytes.len() >= length).then(|| bytes.split_to(length))?;
             rendering.push((String::from_utf8(actor.to_vec()).ok()?, bytes.try_get_u64().ok()?));
         }
-        Some(Self { idempotency_key, context, rendering, replicas, level, duplicate: true })
+        Some(Self::recorded(idempotency_key, context, rendering, replicas, level))
+    }
+
+    fn recorded(idempotency_key: String, context: Bytes, rendering: Rendering, replicas: u8, level: Level) -> Self {
+        Self { idempotency_key, context, rendering, replicas, level, duplicate: true, policy_fault: None }
     }
 }
 
@@ -185,6 +197,7 @@ mod tests {
             replicas: 2,
             level: Level::Quorum,
             duplicate: false,
+            policy_fault: None,
         };
         let encoded = written.encode(false);
         assert_eq!(written.encode(true), encoded, "its rendering does not follow from its context");
@@ -212,6 +225,7 @@ mod tests {
                 replicas: 2,
                 level: Level::All,
                 duplicate: false,
+                policy_fault: None,
             };
             let (large, small) = (written.encode(false), written.encode(true));
             assert_eq!((large.len(), small.len()), (first, second));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use witan_kernel::hook::PluginFault;
 use witan_kernel::limit;
 use witan_kernel::name::{Invalid, Key, TenantId};
 use witan_kernel::tenant::Level;
@@ -90,7 +91,13 @@ pub(super) fn written(written: Written, key: String) -> v1::WriteKeyValueRespons
         is_duplicate: written.duplicate,
         error_message: String::new(),
         context: written.context,
+        policy_fault: fault(written.policy_fault),
     }
+}
+
+fn fault(fault: Option<Box<PluginFault>>) -> Option<v1::PluginFault> {
+    let PluginFault { by, kind, reason } = *fault?;
+    Some(v1::PluginFault { plugin: by.to_string(), reason, kind: kind.as_str().to_owned() })
 }
 
 pub(super) fn found(answer: ReadAnswer, key: String) -> v1::ReadKeyValueResponse {
@@ -107,6 +114,8 @@ pub(super) fn found(answer: ReadAnswer, key: String) -> v1::ReadKeyValueResponse
         context: answer.context,
         siblings: siblings.collect(),
         resolved_by: answer.resolved_by.map_or_else(|| "native".to_owned(), |by| by.to_string()),
+        resolver_fault: fault(answer.resolver_fault),
+        policy_fault: fault(answer.policy_fault),
     }
 }
 

@@ -181,6 +181,88 @@ pub enum Verdict {
 /// Who answered: `name@digest` for a plugin.
 pub type AnsweredBy = Arc<str>;
 
+/// Most bytes of the reason why a plugin has not answered: what is kept of a plugin's own text, and a sentence around it.
+pub const REASON_BYTES: usize = 1024;
+
+/// What kept a plugin from answering, as far as callers branch on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FaultKind {
+    /// The plugin says that it does not answer this question.
+    Declined,
+    /// It ran longer than it may.
+    Time,
+    /// It wanted more memory, tables or stack than it may have.
+    Memory,
+    /// It trapped, or failed in another way.
+    Trap,
+    /// Its answer is none that is allowed, or is too large.
+    Answer,
+    /// Asked the same question again, it answered differently.
+    Undetermined,
+    /// It does not accept its configuration.
+    Configuration,
+    /// It was not asked: its component cannot be loaded.
+    NotLoaded,
+    /// It was not asked: it has failed too often.
+    Breaker,
+    /// It was not asked: too many questions wait for it.
+    Queue,
+    /// It was not asked: it has used up its share of the CPU.
+    Share,
+}
+
+impl FaultKind {
+    /// Every kind; counts per kind are kept in this order.
+    pub const ALL: [Self; 11] = [
+        Self::Declined,
+        Self::Time,
+        Self::Memory,
+        Self::Trap,
+        Self::Answer,
+        Self::Undetermined,
+        Self::Configuration,
+        Self::NotLoaded,
+        Self::Breaker,
+        Self::Queue,
+        Self::Share,
+    ];
+
+    /// The spelling in the API and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Declined => "declined",
+            Self::Time => "time",
+            Self::Memory => "memory",
+            Self::Trap => "trap",
+            Self::Answer => "answer",
+            Self::Undetermined => "undetermined",
+            Self::Configuration => "configuration",
+            Self::NotLoaded => "not_loaded",
+            Self::Breaker => "breaker",
+            Self::Queue => "queue",
+            Self::Share => "share",
+        }
+    }
+}
+
+/// Why a plugin that is bound has not answered, for the client whose operation it was asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginFault {
+    /// The plugin.
+    pub by: AnsweredBy,
+    /// What kept it from answering.
+    pub kind: FaultKind,
+    /// The same for people: a sentence that begins with the plugin's name, of at most [`REASON_BYTES`].
+    pub reason: String,
+}
+
+impl PluginFault {
+    /// The bytes that it takes in a response.
+    pub fn bytes(&self) -> usize {
+        self.by.len() + self.reason.len() + 32
+    }
+}
+
 /// The result of asking a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked<T> {
@@ -195,13 +277,24 @@ pub enum Asked<T> {
     },
     /// The plugin failed. The failure has been counted already.
     Faulted {
-        /// What happened, for people.
+        /// What kept it from answering.
+        kind: FaultKind,
+        /// What happened, for the people of the tenant: it says nothing that only an operator may know.
         reason: String,
         /// True when the binding says that the request fails too; else the native rule applies.
         fail: bool,
         /// The plugin.
         by: AnsweredBy,
     },
+}
+
+impl<T> Asked<T> {
+    /// What the client learns if the plugin that is bound has not answered.
+    pub fn fault(&self) -> Option<Box<PluginFault>> {
+        let Self::Faulted { kind, reason, by, .. } = self else { return None };
+        let end = reason.floor_char_boundary(REASON_BYTES);
+        Some(Box::new(PluginFault { by: by.clone(), kind: *kind, reason: reason[..end].to_owned() }))
+    }
 }
 
 /// To which partition a key belongs, by the routing hook of one generation of its tenant.
@@ -251,10 +344,17 @@ pub trait Hooks: Send + Sync + 'static {
     /// Asks the consistency policy. Synchronous and bounded in time: called on the serving threads.
     fn policy(&self, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer>;
 
-    /// The same, about an operation on `key`: what is tried beside the version in force may answer for some keys.
-    fn policy_of(&self, key: &Key, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
-        let _ = key;
-        self.policy(question)
+    /// The answer of what is tried beside the version in force, if that answers for this key. `None`: the version in force is asked.
+    fn policy_tried(&self, _: &Key, _: &PolicyQuestion<'_>) -> Option<Asked<PolicyAnswer>> {
+        None
+    }
+
+    /// Told what the version in force has answered: what is tried beside it may be asked the same, off this thread.
+    fn policy_answered(&self, _: &Key, _: &PolicyQuestion<'_>, _: &Asked<PolicyAnswer>) {}
+
+    /// Asks the consistency policy elsewhere, if it takes too long for a thread that serves others. `None`: ask it with [`Self::policy`].
+    fn policy_apart(&self, _: &PolicyQuestion<'_>) -> Option<Pending<Asked<PolicyAnswer>>> {
+        None
     }
 
     /// True when a resolver is bound.
@@ -379,6 +479,32 @@ mod tests {
     fn a_question_is_prepared_unless_it_is_known_that_nobody_answers() {
         assert!(Silent.has_policy(), "it is asked unless it says otherwise");
         assert!(!Native.has_policy() && !Native.has_resolver());
+    }
+
+    #[test]
+    fn a_client_is_told_a_reason_of_bounded_length() {
+        let faulted = |reason: String| Asked::<()>::Faulted {
+            kind: FaultKind::Configuration,
+            reason,
+            fail: false,
+            by: "cart@0".into(),
+        };
+        let told = faulted("é".repeat(REASON_BYTES)).fault().unwrap();
+        assert_eq!((told.reason.len(), &*told.by, told.kind), (REASON_BYTES, "cart@0", FaultKind::Configuration));
+        assert!(told.bytes() < REASON_BYTES + 64);
+        assert_eq!(faulted("short".into()).fault().unwrap().reason, "short");
+        let answered = Asked::Answered { answer: (), by: "cart@0".into() };
+        assert_eq!((answered.fault(), Asked::<()>::Unbound.fault()), (None, None));
+    }
+
+    #[test]
+    fn each_kind_of_fault_has_a_spelling_of_its_own() {
+        let spelt: std::collections::BTreeSet<&str> = FaultKind::ALL.map(FaultKind::as_str).into();
+        assert_eq!(spelt.len(), FaultKind::ALL.len());
+        assert!(
+            FaultKind::ALL.iter().enumerate().all(|(at, kind)| *kind as usize == at),
+            "counts are kept in this order"
+        );
     }
 
     #[test]

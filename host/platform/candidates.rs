@@ -2,6 +2,7 @@
 
 use tonic::{Code, Status};
 use witan_kernel::candidate::{Bounds, Latencies, Mode, Seen, Trial};
+use witan_kernel::hook::FaultKind;
 use witan_kernel::name::{Invalid, NodeId, shown};
 use witan_plugin::binding::CandidateRecord;
 use witan_plugin::history::{Author, Entry};
@@ -126,16 +127,16 @@ pub(super) fn entry(entry: Entry) -> v1::BindingHistoryEntry {
 
 /// A report, with examples if the caller may see keys and values.
 pub(super) fn report(view: ReportView, binding: v1::Binding, with_examples: bool) -> v1::GetBindingReportResponse {
-    let ReportView { binding: bound, faults, latencies, candidate } = view;
+    let ReportView { binding: bound, latencies, candidate } = view;
     v1::GetBindingReportResponse {
         binding: Some(binding),
-        active: Some(counts(&bound.counts, faults, &latencies, bound.gauges)),
+        active: Some(counts(&bound.counts, &latencies, bound.gauges)),
         candidate: candidate.map(|candidate| candidate_report(candidate, with_examples)),
     }
 }
 
 fn candidate_report(view: CandidateView, with_examples: bool) -> v1::CandidateReport {
-    let CandidateView { window, total, missing, faults, counts: counted, gauges, examples, .. } = view;
+    let CandidateView { window, total, missing, counts: counted, gauges, examples, .. } = view;
     let Seen { faulted, refused, compared, differing, undetermined, .. } = window;
     let example = |example: witan_plugin::candidate::Example| v1::DifferingAnswer {
         key: example.key.bytes().clone(),
@@ -143,7 +144,7 @@ fn candidate_report(view: CandidateView, with_examples: bool) -> v1::CandidateRe
         candidate: example.candidate,
     };
     v1::CandidateReport {
-        counts: Some(counts(&counted, faults, &total.latencies, gauges)),
+        counts: Some(counts(&counted, &total.latencies, gauges)),
         asked: window.asked(),
         faulted,
         refused,
@@ -161,15 +162,12 @@ fn not_asking((coordinator, reason): (NodeId, String)) -> v1::NotAsking {
     v1::NotAsking { coordinator: coordinator.to_string(), reason }
 }
 
-fn counts(
-    counts: &Counts,
-    faults: Vec<(&'static str, u64)>,
-    latencies: &Latencies,
-    gauges: Vec<(String, f64)>,
-) -> v1::PluginCounts {
+fn counts(counts: &Counts, latencies: &Latencies, gauges: Vec<(String, f64)>) -> v1::PluginCounts {
+    let unanswered = FaultKind::ALL.into_iter().zip(counts.unanswered);
+    let counted = |(kind, count): (FaultKind, u64)| v1::FaultCount { kind: kind.as_str().to_owned(), count };
     v1::PluginCounts {
         calls: counts.calls,
-        faults: faults.into_iter().map(|(kind, count)| v1::FaultCount { kind: kind.to_owned(), count }).collect(),
+        faults: unanswered.filter(|(_, count)| *count > 0).map(counted).collect(),
         declined: counts.declined,
         refused: counts.refused,
         remembered: counts.remembered,

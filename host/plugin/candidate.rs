@@ -12,7 +12,8 @@ use witan_kernel::name::Key;
 use witan_kernel::sync::lock;
 
 use crate::binding::CandidateRecord;
-use crate::fault::{Outcome, shorten};
+use crate::fault::shorten;
+use crate::metrics::Unanswered;
 use crate::tenant::ActiveBinding;
 
 /// Examples of differing answers that are kept for each candidate.
@@ -39,6 +40,27 @@ pub(crate) struct Candidate {
     /// The version. It has no fallback: what it does not answer, the version in force does.
     pub(crate) active: Arc<ActiveBinding>,
     pub(crate) watch: Arc<Watch>,
+}
+
+/// What a question has come to.
+pub(crate) enum Outcome {
+    Answered,
+    Faulted,
+    /// Declined, or not put to it.
+    Refused,
+}
+
+impl Outcome {
+    pub(crate) fn of<T>(asked: &Asked<T>) -> Self {
+        match asked {
+            Asked::Answered { .. } => Self::Answered,
+            Asked::Unbound => Self::Refused,
+            Asked::Faulted { kind, .. } => match Unanswered::of(*kind) {
+                Unanswered::Failed => Self::Faulted,
+                Unanswered::Declined | Unanswered::NotAsked => Self::Refused,
+            },
+        }
+    }
 }
 
 /// What this coordinator has seen of a candidate.

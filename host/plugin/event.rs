@@ -33,6 +33,8 @@ pub enum EventKind {
     Drained,
     /// A call failed. Emitted at most once per window of the breaker.
     Faulted,
+    /// A resolver, asked the same question again, answered differently. Emitted at most once per window of the breaker.
+    Undetermined,
     /// Too many calls failed: the previous version answers now, or the native rule.
     BreakerOpened,
     /// The plugin answers again.
@@ -68,6 +70,7 @@ impl EventKind {
             Self::Activated => "activated",
             Self::Drained => "drained",
             Self::Faulted => "faulted",
+            Self::Undetermined => "undetermined",
             Self::BreakerOpened => "breaker_opened",
             Self::BreakerClosed => "breaker_closed",
             Self::RolledBack => "rolled_back",
@@ -224,7 +227,7 @@ fn log(event: &Event) {
     let hook = event.hook.map_or("", Hook::as_str);
     let detail = &*event.detail;
     match event.kind {
-        EventKind::Refused | EventKind::Faulted | EventKind::BreakerOpened => {
+        EventKind::Refused | EventKind::Faulted | EventKind::Undetermined | EventKind::BreakerOpened => {
             tracing::warn!(plugin, tenant, hook, detail, "plugin {kind}");
         }
         EventKind::Activated | EventKind::RolledBack | EventKind::BreakerClosed | EventKind::Unbound => {

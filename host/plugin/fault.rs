@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use wasmtime::Trap;
+use witan_kernel::hook::FaultKind;
 use witan_kernel::limit::{KEY_BYTES, VALUE_BYTES};
 
 use crate::guest::Guest;
@@ -19,12 +20,14 @@ pub(crate) enum Fault {
     Broken(#[from] Broken),
 }
 
-/// What a question has come to.
-pub(crate) enum Outcome {
-    Answered,
-    Faulted,
-    /// Declined, or not put to it.
-    Refused,
+impl Fault {
+    /// What callers branch on.
+    pub(crate) fn kind(&self) -> FaultKind {
+        match self {
+            Self::Declined(_) => FaultKind::Declined,
+            Self::Broken(broken) => broken.kind(),
+        }
+    }
 }
 
 /// What a plugin says when it does not answer.
@@ -73,22 +76,24 @@ pub(crate) enum Broken {
     /// The order as it was answered, shortened.
     #[error("answered the order {order}, which is none of {replicas} replicas")]
     Order { order: String, replicas: usize },
+    /// What it answered, without the values.
+    #[error("answered differently when it was asked again: it {first}, then it {then}")]
+    Undetermined { first: String, then: String },
 }
 
 impl Broken {
-    /// The kind, as it is counted.
-    pub(crate) fn kind(&self) -> &'static str {
+    fn kind(&self) -> FaultKind {
         match self {
-            Self::Timeout(Timeout::Cpu(_)) => "cpu_time",
-            Self::Timeout(Timeout::Wall(_)) => "wall_time",
-            Self::ResultBytes | Self::MergedBytes(_) | Self::PartitionKeyBytes(_) => "result_size",
-            Self::Stack => "stack",
-            Self::Growth { .. } => "memory",
-            Self::Trap(_) => "trap",
-            Self::Pick { .. } | Self::Order { .. } => "invalid_answer",
-            Self::Failed(_) => "failed",
-            Self::Configuration(_) => "configuration",
-            Self::WrongHook => "wrong_hook",
+            Self::Timeout(_) => FaultKind::Time,
+            Self::Stack | Self::Growth { .. } => FaultKind::Memory,
+            Self::Trap(_) | Self::Failed(_) | Self::WrongHook => FaultKind::Trap,
+            Self::Configuration(_) => FaultKind::Configuration,
+            Self::ResultBytes
+            | Self::Pick { .. }
+            | Self::MergedBytes(_)
+            | Self::PartitionKeyBytes(_)
+            | Self::Order { .. } => FaultKind::Answer,
+            Self::Undetermined { .. } => FaultKind::Undetermined,
         }
     }
 }

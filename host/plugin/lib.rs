@@ -9,8 +9,8 @@
 //!    the inside), cached on disk (`images`); `refusals` are remembered there too.
 //! 4. `bindings`, `guest`, `instance`, `fault`: calling it within its limits, and why a call gave no answer.
 //! 5. `describe`, `probe`: its description of itself, and tests of its answers before anything depends on them.
-//! 6. [`binding`], `tenant`, `breaker`, `answers`, `snapshot`: which version answers for which tenant, and what happens when it fails;
-//!    [`candidate`], `tried`: what is tried beside it; [`history`]: what has become of a slot.
+//! 6. [`binding`], `tenant`, `breaker`, `cpu`, `answers`, `fair`, `resolvers`, `snapshot`: which version answers for which tenant, in whose
+//!    turn, and what happens when it fails; [`candidate`], `tried`: what is tried beside it; [`history`]: what has become of a slot.
 //! 7. `upload`, [`registry`]: [`PluginHost`], which puts a version in force; `folder` watches for new components; [`event`] and [`metrics`]
 //!    report what happened; [`error`] says why a change was not made.
 //!
@@ -26,6 +26,7 @@ pub mod candidate;
 mod child;
 mod compile;
 mod control;
+mod cpu;
 mod describe;
 pub mod digest;
 mod disk;
@@ -33,6 +34,7 @@ mod effort;
 mod engine;
 pub mod error;
 pub mod event;
+mod fair;
 mod fault;
 mod folder;
 mod guest;
@@ -45,8 +47,10 @@ mod pool;
 mod probe;
 mod refusals;
 pub mod registry;
+mod resolvers;
 mod snapshot;
 mod spawn;
+pub mod tally;
 mod tenant;
 mod tried;
 mod turn;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use witan_kernel::hook::Hook;
-use witan_kernel::limit::COMPONENT_BYTES;
+use witan_kernel::limit::{COMPONENT_BYTES, RECORD_BYTES};
 
 /// Largest component that is accepted by default, in bytes. A Rust plugin has 30 to 250 KB. Requests and stores can carry larger ones
 /// ([`COMPONENT_BYTES`]), so that raising [`Limits::artifact`] is enough to accept them.
@@ -46,6 +46,13 @@ pub const RESOLVER_QUEUE: usize = 1024;
 pub const SHADOW_SHARE: u32 = 100;
 /// Questions that wait for the thread of shadows: more are not asked.
 pub const SHADOW_QUEUE: usize = 64;
+/// Most bytes of the siblings in one tenant's questions that wait or are being answered: those of the two largest records.
+pub const RESOLVER_TENANT_BYTES: usize = 2 * RECORD_BYTES;
+/// The same for all tenants together: four that take all they may leave nothing, and the next question keeps all siblings.
+pub const RESOLVER_BYTES: usize = 4 * RESOLVER_TENANT_BYTES;
+/// One in this many of a tenant's resolver questions is put to another instance as well, which must answer the same. It costs a
+/// sixty-fourth of the time of all calls, and finds what depends on chance or on earlier questions within a few hundred of them.
+pub const REPEATED_ONE_IN: u64 = 64;
 /// Most concurrent compilations: each may use a whole core and [`COMPILE_MEMORY_BYTES`].
 pub const COMPILATIONS: usize = 2;
 /// Memory that the process may write to in which a component is compiled, by default. Rust plugins take 30 MiB, and ordinary code of a
@@ -133,11 +140,13 @@ pub struct Limits {
     pub routing: Budget,
     /// Number of threads that call resolvers.
     pub resolver_threads: usize,
-    /// Number of faults within [`Limits::fault_window`] that open a binding's breaker.
-    pub faults: u32,
-    /// Window in which [`Limits::faults`] are counted.
+    /// Least calls within [`Limits::fault_window`] that can open a binding's breaker.
+    pub breaker_calls: u32,
+    /// Share of these calls that must have faulted for that, in thousandths.
+    pub breaker_permille: u32,
+    /// Window in which [`Limits::breaker_calls`] are counted.
     pub fault_window: Duration,
-    /// Time after which an open breaker admits one trial call.
+    /// Time after which an open breaker admits trial calls.
     pub cool_down: Duration,
     /// How long a version waits for coordinators that have not loaded it, before it is put in force: for a compilation of a large
     /// component, beside others.
@@ -175,7 +184,8 @@ impl Default for Limits {
             resolver,
             routing: serving,
             resolver_threads: 2,
-            faults: 5,
+            breaker_calls: 20,
+            breaker_permille: 500,
             fault_window: Duration::from_secs(10),
             cool_down: Duration::from_secs(30),
             ready: Duration::from_secs(20),

@@ -5,9 +5,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::limit;
 use witan_kernel::candidate::{AtomicLatencies, Latencies};
+use witan_kernel::hook::FaultKind;
 use witan_kernel::sync::lock;
+
+use crate::limit;
 
 /// Counts of one binding or of one hook. They never decrease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,6 +34,34 @@ pub struct Counts {
     pub taken_back: u64,
     /// Log lines dropped.
     pub lines_dropped: u64,
+    /// Questions that got no answer, by what kept the plugin from answering, in the order of [`FaultKind::ALL`]; and questions that were
+    /// repeated, and answered differently. Those that it declined, on which it failed, and that it was not asked, together.
+    pub unanswered: [u64; FaultKind::ALL.len()],
+    /// Questions that were put to another instance as well, to see whether it answers the same.
+    pub repeated: u64,
+}
+
+/// Why a question got no answer, as the counts of before tell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unanswered {
+    Declined,
+    Failed,
+    NotAsked,
+}
+
+impl Unanswered {
+    pub(crate) fn of(kind: FaultKind) -> Self {
+        match kind {
+            FaultKind::Declined => Self::Declined,
+            FaultKind::Time
+            | FaultKind::Memory
+            | FaultKind::Trap
+            | FaultKind::Answer
+            | FaultKind::Undetermined
+            | FaultKind::Configuration => Self::Failed,
+            FaultKind::NotLoaded | FaultKind::Breaker | FaultKind::Queue | FaultKind::Share => Self::NotAsked,
+        }
+    }
 }
 
 /// The counters behind [`Counts`], and the gauges that the plugin reports.
@@ -39,9 +69,8 @@ pub struct Counts {
 pub(crate) struct Counters {
     calls: AtomicU64,
     remembered: AtomicU64,
-    declined: AtomicU64,
-    faults: AtomicU64,
-    refused: AtomicU64,
+    unanswered: [AtomicU64; FaultKind::ALL.len()],
+    repeated: AtomicU64,
     nanos: AtomicU64,
     instances: AtomicU64,
     swaps: AtomicU64,
@@ -50,8 +79,6 @@ pub(crate) struct Counters {
     /// The second in which a line was logged last (low half), and the lines logged in that second (high half).
     lines: AtomicU64,
     gauges: Mutex<BTreeMap<String, f64>>,
-    /// Faults by their kind.
-    kinds: Mutex<BTreeMap<&'static str, u64>>,
     latencies: AtomicLatencies,
 }
 
@@ -66,27 +93,17 @@ impl Counters {
         self.remembered.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn declined(&self) {
-        self.declined.fetch_add(1, Relaxed);
+    pub(crate) fn unanswered(&self, kind: FaultKind) {
+        self.unanswered[kind as usize].fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn faulted(&self, kind: &'static str) {
-        self.faults.fetch_add(1, Relaxed);
-        *lock(&self.kinds).entry(kind).or_default() += 1;
-    }
-
-    /// Faults by their kind.
-    pub(crate) fn faults_by_kind(&self) -> Vec<(&'static str, u64)> {
-        lock(&self.kinds).iter().map(|(kind, count)| (*kind, *count)).collect()
+    pub(crate) fn repeated(&self) {
+        self.repeated.fetch_add(1, Relaxed);
     }
 
     /// Duration of the calls.
     pub(crate) fn latencies(&self) -> Latencies {
         self.latencies.read()
-    }
-
-    pub(crate) fn refused(&self) {
-        self.refused.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn started(&self) {
@@ -129,17 +146,24 @@ impl Counters {
     }
 
     pub(crate) fn read(&self) -> Counts {
+        let unanswered = std::array::from_fn(|kind| self.unanswered[kind].load(Relaxed));
+        let sum = |wanted: Unanswered| {
+            let kinds = FaultKind::ALL.into_iter().filter(|kind| Unanswered::of(*kind) == wanted);
+            kinds.map(|kind| unanswered[kind as usize]).sum()
+        };
         Counts {
             calls: self.calls.load(Relaxed),
             remembered: self.remembered.load(Relaxed),
-            declined: self.declined.load(Relaxed),
-            faults: self.faults.load(Relaxed),
-            refused: self.refused.load(Relaxed),
+            declined: sum(Unanswered::Declined),
+            faults: sum(Unanswered::Failed),
+            refused: sum(Unanswered::NotAsked),
             nanos: self.nanos.load(Relaxed),
             instances: self.instances.load(Relaxed),
             swaps: self.swaps.load(Relaxed),
             taken_back: self.taken_back.load(Relaxed),
             lines_dropped: self.lines_dropped.load(Relaxed),
+            unanswered,
+            repeated: self.repeated.load(Relaxed),
         }
     }
 }

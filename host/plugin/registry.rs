@@ -37,8 +37,11 @@ use crate::instance::Program;
 use crate::limit::{self, Limits};
 use crate::metrics::{Counters, Counts};
 use crate::pool::Pool;
+use crate::resolvers::Resolvers;
+pub use crate::snapshot::OpenBreakers;
 use crate::snapshot::{Bound, Generations, Snapshot, Threads};
-use crate::tenant::{ActiveBinding, Shared};
+use crate::tally::TenantSeries;
+use crate::tenant::{ActiveBinding, LoadError, Shared};
 use crate::turn::Turns;
 use crate::upload::{Upload, Uploads};
 
@@ -75,6 +78,8 @@ pub struct Binding {
     pub broken: Option<String>,
     /// What is tried beside it.
     pub candidate: Option<CandidateRecord>,
+    /// The breakers that are open: it is asked less often, or not at all for a while.
+    pub breakers: OpenBreakers,
 }
 
 /// The plugin host. Cheap to clone; one per process.
@@ -191,10 +196,10 @@ impl PluginHost {
             limits: Arc::new(settings.limits),
             events: Arc::new(Events::default()),
             totals: Arc::new(std::array::from_fn(|_| Counters::default())),
+            tallies: Arc::default(),
         };
         let limits = shared.limits.clone();
-        let resolvers = Pool::new("witan-resolver", limits.resolver_threads, limit::RESOLVER_QUEUE)
-            .map_err(HostError::thread("resolver threads"))?;
+        let resolvers = Resolvers::start(limits.resolver_threads).map_err(HostError::thread("resolver threads"))?;
         let shadows =
             Pool::new("witan-shadow", 1, limit::SHADOW_QUEUE).map_err(HostError::thread("the thread of shadows"))?;
         let uploads = Uploads::new(&limits);
@@ -372,7 +377,12 @@ impl PluginHost {
     /// All bindings in force, the default ones first, then by tenant.
     pub fn bindings(&self) -> Vec<Binding> {
         let published = self.inner.published.load();
-        published.bindings.iter().map(|(record, bound)| view(record, bound)).collect()
+        let open = published.snapshot.open_breakers();
+        let seen = |(record, bound): &(Arc<BindingRecord>, Bound)| Binding {
+            breakers: open.get(&Arc::as_ptr(&bound.active)).copied().unwrap_or_default(),
+            ..view(record, bound)
+        };
+        published.bindings.iter().map(seen).collect()
     }
 
     /// The last events, and a receiver for those that follow.
@@ -395,6 +405,22 @@ impl PluginHost {
     /// Counts per hook since the process started.
     pub fn counts(&self) -> [(Hook, Counts); 3] {
         Hook::ALL.map(|hook| (hook, self.inner.shared.totals[hook as usize].read()))
+    }
+
+    /// What each tenant has asked of each plugin: a series for each of the busiest, and one of all others for each hook.
+    pub fn tenant_counts(&self) -> Vec<TenantSeries> {
+        let mut more = Vec::new();
+        self.inner.published.load().snapshot.each(|binding| more.push(binding.take_counts()));
+        self.inner.shared.tallies.look(more)
+    }
+
+    /// Breakers of tenants that are open, per hook.
+    pub fn open_breakers(&self) -> [(Hook, usize); 3] {
+        let mut open = Hook::ALL.map(|hook| (hook, 0));
+        self.inner.published.load().snapshot.each(|binding| {
+            open[binding.active.hook as usize].1 += usize::from(binding.is_breaker_open());
+        });
+        open
     }
 
     /// Runs a change on one of the lane's threads.
@@ -431,7 +457,8 @@ fn view(record: &BindingRecord, Bound { active, candidate }: &Bound) -> Binding 
         record: record.clone(),
         counts: active.counters.read(),
         gauges: active.counters.gauges(),
-        broken: active.primary.as_ref().err().map(ToString::to_string),
+        broken: active.primary.as_ref().err().map(LoadError::shown),
+        breakers: OpenBreakers::default(),
     }
 }
 

@@ -14,10 +14,11 @@ use witan_kernel::hook::{
 };
 use witan_kernel::name::{Key, NodeId, TenantId};
 
-use crate::candidate::Candidate;
+use crate::candidate::{Candidate, timed};
 use crate::limit;
 use crate::pool::Pool;
-use crate::tenant::{ActiveBinding, Queued, TenantBinding};
+use crate::resolvers::Resolvers;
+use crate::tenant::{ActiveBinding, TenantBinding};
 use crate::tried::Tried;
 
 /// At most one of each per hook, in the order of [`Hook::ALL`].
@@ -52,41 +53,40 @@ pub(crate) struct Snapshot {
 /// Threads on which guests are asked that must not run on a serving thread.
 #[derive(Clone)]
 pub(crate) struct Threads {
-    pub(crate) resolvers: Pool,
+    pub(crate) resolvers: Resolvers,
     /// One thread, so that all shadows together use one core at most.
     pub(crate) shadows: Pool,
 }
 
 impl Threads {
-    /// Has a resolver asked on a thread of its own; `None`: its queue is full.
-    fn queue<T: Send + 'static>(
+    /// Asks on one of the threads for that, in the tenant's turn. The question holds this many bytes.
+    fn apart<T: Send + 'static>(
         &self,
-        binding: &Arc<TenantBinding>,
-        question: ResolverQuestion,
-        ask: impl FnOnce(&Queued, &ResolverQuestion) -> T + Send + 'static,
-    ) -> Option<oneshot::Receiver<T>> {
+        binding: Arc<TenantBinding>,
+        bytes: usize,
+        ask: impl FnOnce(&TenantBinding, oneshot::Sender<Asked<T>>) + Send + 'static,
+    ) -> Pending<Asked<T>> {
         let (answer, asked) = oneshot::channel();
-        let queued = binding.enqueue()?;
+        let asking = binding.clone();
         let job = move || {
             // The operation may have ended while this question was queued.
             if !answer.is_closed() {
-                let _ = answer.send(ask(&queued, &question));
+                ask(&asking, answer);
             }
         };
-        self.resolvers.submit(job).is_ok().then_some(asked)
+        if let Err(full) = self.resolvers.submit(binding.tenant(), bytes, job) {
+            return Box::pin(std::future::ready(binding.queue_full(full)));
+        }
+        Box::pin(async move { asked.await.unwrap_or_else(|_| binding.lost()) })
     }
 
     /// Asks the version in force.
     fn resolve(&self, binding: &Arc<TenantBinding>, question: ResolverQuestion) -> Pending<Asked<Verdict>> {
-        let binding = binding.clone();
-        let ask =
-            |queued: &Queued, question: &ResolverQuestion| queued.binding().ask(|instance| instance.resolve(question));
-        let asked = self.queue(&binding, question, ask);
-        Box::pin(async move {
-            match asked {
-                Some(asked) => asked.await.unwrap_or_else(|_| binding.queue_full()),
-                None => binding.queue_full(),
-            }
+        self.apart(binding.clone(), bytes(&question), move |binding, answer| {
+            let asked = binding.resolve(&question);
+            let _ = answer.send(asked.clone());
+            // While nobody waits for it, in the same tenant's turn.
+            binding.repeat_some(&question, &asked);
         })
     }
 
@@ -97,22 +97,24 @@ impl Threads {
         tried: Arc<Tried>,
         question: ResolverQuestion,
     ) -> Pending<Asked<Verdict>> {
-        let (threads, binding, counted) = (self.clone(), binding.clone(), tried.clone());
-        let ask = move |queued: &Queued, question: &ResolverQuestion| tried.resolve(queued, question);
-        let asked = self.queue(&counted.binding, question.clone(), ask);
+        let (threads, binding, asking) = (self.clone(), binding.clone(), question.clone());
+        let asked = self.apart(tried.binding.clone(), bytes(&question), move |candidate, answer| {
+            let (asked, took) = timed(|| candidate.resolve(&asking));
+            tried.count(&asked, took);
+            let _ = answer.send(asked);
+        });
         Box::pin(async move {
-            let answered = match asked {
-                Some(asked) => asked.await.ok(),
-                None => None,
-            };
-            match answered {
-                Some(Some(answered)) => return answered,
-                Some(None) => {}
-                None => counted.queue_was_full(),
+            match asked.await {
+                answered @ Asked::Answered { .. } => answered,
+                _ => threads.resolve(&binding, question).await,
             }
-            threads.resolve(&binding, question).await
         })
     }
+}
+
+/// Bytes of the values that a question holds.
+fn bytes(question: &ResolverQuestion) -> usize {
+    question.siblings.iter().map(|sibling| sibling.value.len()).sum()
 }
 
 type Shard = HashMap<TenantId, Arc<TenantHooks>>;
@@ -165,12 +167,30 @@ impl Snapshot {
         }
     }
 
+    /// The breakers of each binding, of all tenants that have asked it: only those that are open.
+    pub(crate) fn open_breakers(&self) -> HashMap<*const ActiveBinding, OpenBreakers> {
+        let mut open: HashMap<*const ActiveBinding, OpenBreakers> = HashMap::new();
+        self.each(|binding| {
+            if binding.is_breaker_open() {
+                let of = open.entry(Arc::as_ptr(&binding.active)).or_default();
+                of.tenants += 1;
+                of.admitted_permille = of.admitted_permille.min(binding.admitted_permille());
+            }
+        });
+        open
+    }
+
+    /// Every binding of every tenant that has asked, once each.
+    pub(crate) fn each(&self, mut look: impl FnMut(&Arc<TenantBinding>)) {
+        for shard in &self.shards {
+            shard.load().values().for_each(|hooks| hooks.each(&mut look));
+        }
+    }
+
     /// Drops the warm instances that have not been used since the last call.
     pub(crate) fn release_idle(&self) {
-        for shard in &self.shards {
-            let shard = shard.load();
-            shard.values().for_each(|hooks| hooks.release_idle());
-        }
+        // Once each: what is released twice at once counts as unused.
+        self.each(|binding| binding.release_idle());
     }
 
     fn add(&self, shard: &ArcSwap<Shard>, tenant: &TenantId) -> Arc<dyn Hooks> {
@@ -235,6 +255,22 @@ impl Snapshot {
     }
 }
 
+/// Breakers of one binding that are open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenBreakers {
+    /// Tenants for which it is: one, or for a binding of all tenants any number of them.
+    pub tenants: usize,
+    /// The share of the questions that reaches the plugin nevertheless, as trials, in thousandths: the smallest of these tenants'.
+    pub admitted_permille: u32,
+}
+
+impl Default for OpenBreakers {
+    /// None is open.
+    fn default() -> Self {
+        Self { tenants: 0, admitted_permille: 1000 }
+    }
+}
+
 /// A candidate for one tenant. A step of its trial keeps its warm instances.
 fn tried(candidate: &Arc<Candidate>, tenant: &TenantId, old: Option<&TenantHooks>) -> Option<Arc<Tried>> {
     let mut before = old.into_iter().flat_map(|old| old.tried.iter().flatten());
@@ -269,16 +305,15 @@ impl TenantHooks {
         self.bindings.iter().flatten().chain(generations).chain(&self.default)
     }
 
-    fn release_idle(&self) {
+    /// Every binding, once each.
+    fn each(&self, look: &mut impl FnMut(&Arc<TenantBinding>)) {
         let mut seen: Vec<&Arc<TenantBinding>> = Vec::new();
         for binding in self.all() {
-            // Once each: what is released twice at once counts as unused.
             if !seen.iter().any(|it| Arc::ptr_eq(it, binding)) {
-                binding.release_idle();
+                look(binding);
                 seen.push(binding);
             }
         }
-        self.tried.iter().flatten().for_each(|tried| tried.binding.release_idle());
     }
 
     fn is_native(&self) -> bool {
@@ -315,16 +350,24 @@ impl Hooks for TenantHooks {
         }
     }
 
-    fn policy_of(&self, key: &Key, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
-        let Some(tried) = self.tried(Hook::ConsistencyPolicy) else { return self.policy(question) };
-        if tried.answers_for(key)
-            && let Some(answered) = tried.policy(question)
-        {
-            return answered;
+    fn policy_apart(&self, question: &PolicyQuestion<'_>) -> Option<Pending<Asked<PolicyAnswer>>> {
+        let binding = self.binding(Hook::ConsistencyPolicy).filter(|binding| binding.is_slow(question))?.clone();
+        let replicas = question.replicas.to_vec();
+        let question = PolicyQuestion { replicas: &[], ..*question };
+        Some(self.threads.apart(binding, 0, move |binding, answer| {
+            let question = PolicyQuestion { replicas: &replicas, ..question };
+            let _ = answer.send(binding.decide(&question));
+        }))
+    }
+
+    fn policy_tried(&self, key: &Key, question: &PolicyQuestion<'_>) -> Option<Asked<PolicyAnswer>> {
+        self.tried(Hook::ConsistencyPolicy).filter(|tried| tried.answers_for(key))?.policy(question)
+    }
+
+    fn policy_answered(&self, key: &Key, question: &PolicyQuestion<'_>, asked: &Asked<PolicyAnswer>) {
+        if let Some(tried) = self.tried(Hook::ConsistencyPolicy) {
+            tried.shadow_policy(&self.threads.shadows, key, question, asked);
         }
-        let asked = self.policy(question);
-        tried.shadow_policy(&self.threads.shadows, key, question, &asked);
-        asked
     }
 
     fn has_resolver(&self) -> bool {
@@ -383,7 +426,7 @@ impl Hooks for TenantHooks {
         }
         match asked {
             // Without a preference, replicas are read in the native order.
-            Asked::Faulted { reason, by, .. } => Asked::Faulted { reason, fail: false, by },
+            Asked::Faulted { kind, reason, by, .. } => Asked::Faulted { kind, reason, fail: false, by },
             asked => asked,
         }
     }

@@ -1,25 +1,28 @@
 //! Serving one tenant from one version of a binding: its warm instances, its breaker, its share of the CPU.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
-use witan_kernel::hook::{AnsweredBy, Asked, Hook, PolicyAnswer, PolicyQuestion};
+use witan_kernel::hook::{AnsweredBy, Asked, FaultKind, Hook, PolicyAnswer, PolicyQuestion, ResolverQuestion, Verdict};
 use witan_kernel::name::TenantId;
 use witan_kernel::sync::lock;
 
 use crate::answers::Answers;
 use crate::binding::{BindingVersion, OnFault};
-use crate::breaker::{Breaker, Faulted};
+use crate::breaker::{Breaker, Ended, Ticket};
+use crate::cpu::{CpuShare, Pace, max_cpu};
 use crate::digest::Digest;
-use crate::engine::{TICK, Ticks};
+use crate::engine::Ticks;
 use crate::error::PluginError;
 use crate::event::{Event, EventKind, Events};
-use crate::fault::{Broken, Fault, Outcome};
+use crate::fair::Full;
+use crate::fault::{Broken, Fault};
 use crate::instance::{Instance, Program};
-use crate::limit::{self, Budget, Limits};
+use crate::limit::{self, Limits};
 use crate::metrics::Counters;
+use crate::tally::{More, Tallies, Tally};
 
 /// A program with the configuration of its instances.
 #[derive(Clone)]
@@ -52,12 +55,26 @@ pub(crate) struct Shared {
     pub(crate) events: Arc<Events>,
     /// Counts per hook, in the order of [`Hook::ALL`].
     pub(crate) totals: Arc<[Counters; 3]>,
+    /// Counts per plugin and tenant.
+    pub(crate) tallies: Arc<Tallies>,
 }
 
 /// Why a binding cannot answer at all: say, its component is missing.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot be loaded: {0}")]
 pub(crate) struct LoadError(pub(crate) PluginError);
+
+impl LoadError {
+    /// For whoever may see the binding. What failed of the host itself is in its log, with the names of files.
+    pub(crate) fn shown(&self) -> String {
+        match &self.0 {
+            PluginError::Host(_) | PluginError::Store(_) => {
+                "cannot be loaded: this coordinator's own disk or store failed; its log says how".to_owned()
+            }
+            error => format!("cannot be loaded: {error}"),
+        }
+    }
+}
 
 /// One version of a binding, in force or draining. Immutable.
 pub(crate) struct ActiveBinding {
@@ -131,10 +148,14 @@ pub(crate) struct TenantBinding {
     fallback_instances: InstancePool,
     breaker: Breaker,
     share: CpuShare,
+    pace: Pace,
+    tally: Tally,
     /// Of a deterministic policy.
     answers: Answers,
-    /// Questions that wait for a resolver thread.
-    queued: AtomicUsize,
+    /// Questions that a resolver has answered: some are put to another instance as well.
+    resolved: AtomicU64,
+    /// When it was reported last that another instance answers differently: the host's ticks and one more; 0: never.
+    differed_at: AtomicU64,
     /// Asked since the last [`Self::release_idle`].
     used: AtomicBool,
 }
@@ -162,61 +183,49 @@ impl TenantBinding {
             fallback_instances: InstancePool::default(),
             breaker,
             share: CpuShare::new(share),
+            pace: Pace::default(),
+            tally: Tally::default(),
             answers: Answers::default(),
-            queued: AtomicUsize::new(0),
+            resolved: AtomicU64::new(0),
+            differed_at: AtomicU64::new(0),
             used: AtomicBool::new(false),
         }
     }
 
     /// Asks a consistency policy. A deterministic one is called only once for equal questions.
     pub(crate) fn decide(&self, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
-        self.decided(question).0
-    }
-
-    /// The same, and what has become of the question.
-    pub(crate) fn decided(&self, question: &PolicyQuestion<'_>) -> (Asked<PolicyAnswer>, Outcome) {
         let primary = self.active.primary.as_ref().ok().filter(|plan| plan.deterministic && !self.breaker.is_open());
-        let Some(plan) = primary else { return self.asked(|instance| instance.decide(question)) };
+        let Some(plan) = primary else { return self.ask(|instance| instance.decide(question)) };
         if let Some(answer) = self.answers.get(question) {
             self.active.both(Counters::remembered);
-            return (Asked::Answered { answer, by: plan.by.clone() }, Outcome::Answered);
+            return Asked::Answered { answer, by: plan.by.clone() };
         }
-        let (asked, outcome) = self.asked(|instance| instance.decide(question));
+        let asked = self.ask(|instance| instance.decide(question));
         if let Asked::Answered { answer, by } = &asked
             && Arc::ptr_eq(by, &plan.by)
         {
             self.answers.put(question, *answer);
         }
-        (asked, outcome)
+        asked
     }
 
     /// Asks the version in force, or the previous one while the breaker is open.
-    pub(crate) fn ask<T>(&self, question: impl FnMut(&mut Instance) -> Result<T, Fault>) -> Asked<T> {
-        self.asked(question).0
-    }
-
-    /// The same, and what has become of the question.
-    pub(crate) fn asked<T>(&self, mut question: impl FnMut(&mut Instance) -> Result<T, Fault>) -> (Asked<T>, Outcome) {
+    pub(crate) fn ask<T>(&self, mut question: impl FnMut(&mut Instance) -> Result<T, Fault>) -> Asked<T> {
         let now = self.active.shared.ticks.now();
-        let refused = |reason: &str| (self.refuse(reason), Outcome::Refused);
         if !self.share.admits(now) {
-            return refused("has used up its share of the CPU for this second");
+            return self.refuse(FaultKind::Share, "has used up its share of the CPU for this second");
         }
-        let plan = match &self.active.primary {
-            Ok(plan) => plan,
-            Err(error) => return refused(&error.to_string()),
-        };
-        if !self.breaker.admits(now) {
-            return self.ask_fallback(now, question);
-        }
+        let Ok(plan) = &self.active.primary else { return self.not_loaded() };
+        let Some(ticket) = self.breaker.admits(now) else { return self.ask_fallback(now, question) };
         match self.call(plan, &self.instances, now, &mut question) {
             Ok(answer) => {
-                if self.breaker.answered() {
-                    self.active.event(EventKind::BreakerClosed, Some(self.tenant.clone()), "it answers again");
-                }
-                (Asked::Answered { answer, by: plan.by.clone() }, Outcome::Answered)
+                self.ended(ticket, None);
+                Asked::Answered { answer, by: plan.by.clone() }
             }
-            Err(fault) => self.fault(plan, fault, now),
+            Err(fault) => {
+                self.ended(ticket, Some((plan, &fault)).filter(|(_, fault)| matches!(fault, Fault::Broken(_))));
+                self.fault(plan, &fault)
+            }
         }
     }
 
@@ -231,42 +240,73 @@ impl TenantBinding {
         says_so || self.active.hook == Hook::ConflictResolver
     }
 
+    /// Asks a conflict resolver, on one of the resolver threads.
+    pub(crate) fn resolve(&self, question: &ResolverQuestion) -> Asked<Verdict> {
+        self.ask(|instance| instance.resolve(question))
+    }
+
+    /// Puts some of the questions that the version in force has answered to another instance of it: a difference is a fault. Only what
+    /// has no state, and asks nobody else, may decide for several coordinators.
+    pub(crate) fn repeat_some(&self, question: &ResolverQuestion, asked: &Asked<Verdict>) {
+        let (Ok(plan), Asked::Answered { answer: first, by }) = (&self.active.primary, asked) else { return };
+        if !Arc::ptr_eq(by, &plan.by) || !self.resolved.fetch_add(1, Relaxed).is_multiple_of(limit::REPEATED_ONE_IN) {
+            return;
+        }
+        let now = self.active.shared.ticks.now();
+        let Some(ticket) = self.breaker.admits(now).filter(|_| self.share.admits(now)) else { return };
+        self.active.both(Counters::repeated);
+        let fresh = InstancePool::default();
+        let fault = match self.call(plan, &fresh, now, &mut |instance| instance.resolve(question)) {
+            Ok(then) if then == *first => return self.ended(ticket, None),
+            Ok(then) => Broken::Undetermined { first: brief(first), then: brief(&then) },
+            Err(Fault::Declined(declined)) => Broken::Undetermined { first: brief(first), then: declined.to_string() },
+            Err(Fault::Broken(broken)) => broken,
+        };
+        let fault = Fault::Broken(fault);
+        if fault.kind() == FaultKind::Undetermined && self.may_tell_of_difference(now) {
+            self.active.event(EventKind::Undetermined, Some(self.tenant.clone()), format!("{} {fault}", plan.by));
+        }
+        self.ended(ticket, Some((plan, &fault)));
+        self.fault::<()>(plan, &fault);
+    }
+
+    /// At most once within a window, as of other faults, but whether or not there were others.
+    fn may_tell_of_difference(&self, now: u64) -> bool {
+        let window = self.active.shared.limits.fault_window.as_millis() as u64;
+        let told = self.differed_at.load(Relaxed);
+        let may = told == 0 || now > told + window;
+        if may {
+            self.differed_at.store(now + 1, Relaxed);
+        }
+        may
+    }
+
     /// Asks for a purpose other than serving a client, say about every key of the tenant: whatever share of the CPU that takes, and without
     /// the breaker, so that only this one question is answered for. What only happens on an overloaded machine is tried again.
     pub(crate) fn ask_apart<T>(&self, mut question: impl FnMut(&mut Instance) -> Result<T, Fault>) -> Asked<T> {
-        let plan = match &self.active.primary {
-            Ok(plan) => plan,
-            Err(error) => return self.refuse(&error.to_string()),
-        };
+        let Ok(plan) = &self.active.primary else { return self.not_loaded() };
         let mut tries = 0;
         loop {
             tries += 1;
             match self.call_untimed(plan, &self.instances, &mut question) {
                 Ok(answer) => return Asked::Answered { answer, by: plan.by.clone() },
                 Err(Fault::Broken(Broken::Timeout(_))) if tries < APART_TRIES => {}
-                Err(fault) => {
-                    let reason = format!("{} {fault}", plan.by);
-                    return Asked::Faulted { reason, fail: self.fails(), by: plan.by.clone() };
-                }
+                Err(fault) => return self.unanswered(fault.kind(), self.reason(plan, &fault), plan.by.clone()),
             }
         }
     }
 
     /// While the breaker is open the previous version answers, if there is one. Not for routing hooks: another version may place
     /// keys elsewhere.
-    fn ask_fallback<T>(
-        &self,
-        now: u64,
-        mut question: impl FnMut(&mut Instance) -> Result<T, Fault>,
-    ) -> (Asked<T>, Outcome) {
+    fn ask_fallback<T>(&self, now: u64, mut question: impl FnMut(&mut Instance) -> Result<T, Fault>) -> Asked<T> {
         match &self.active.fallback {
             Some(plan) if self.active.hook != Hook::RoutingHook => {
                 match self.call(plan, &self.fallback_instances, now, &mut question) {
-                    Ok(answer) => (Asked::Answered { answer, by: plan.by.clone() }, Outcome::Answered),
-                    Err(fault) => self.fault(plan, fault, now),
+                    Ok(answer) => Asked::Answered { answer, by: plan.by.clone() },
+                    Err(fault) => self.fault(plan, &fault),
                 }
             }
-            _ => (self.refuse("has failed too often and is not asked for a while"), Outcome::Refused),
+            _ => self.refuse(FaultKind::Breaker, "has failed too often and is not asked for a while"),
         }
     }
 
@@ -281,6 +321,8 @@ impl TenantBinding {
         let answer = self.call_untimed(plan, instances, question);
         let took = began.elapsed();
         self.share.add(now, took.min(max_cpu(plan.program.budget())));
+        self.pace.took(took);
+        self.tally.called(took);
         self.active.both(|counters| counters.called(took));
         answer
     }
@@ -306,47 +348,73 @@ impl TenantBinding {
         answer
     }
 
-    fn fault<T>(&self, plan: &Plan, fault: Fault, now: u64) -> (Asked<T>, Outcome) {
-        let reason = format!("{} {fault}", plan.by);
-        let outcome = match fault {
-            Fault::Declined(_) => {
-                self.active.both(Counters::declined);
-                Outcome::Refused
-            }
-            Fault::Broken(broken) => {
-                self.active.both(|counters| counters.faulted(broken.kind()));
-                self.report(self.breaker.faulted(now), &reason);
-                Outcome::Faulted
-            }
-        };
-        (Asked::Faulted { reason, fail: self.fails(), by: plan.by.clone() }, outcome)
-    }
-
-    fn report(&self, faulted: Faulted, reason: &str) {
-        let tenant = Some(self.tenant.clone());
-        match faulted {
-            Faulted::First => self.active.event(EventKind::Faulted, tenant, reason),
-            Faulted::Again => {}
-            Faulted::Opened => {
-                let instead = match (&self.active.fallback, self.active.hook) {
-                    (Some(plan), hook) if hook != Hook::RoutingHook => format!("{} answers instead", plan.by),
-                    (_, Hook::ConflictResolver) => "all siblings are kept".into(),
-                    (_, Hook::RoutingHook) => "requests fail".into(),
-                    (_, Hook::ConsistencyPolicy) if self.fails() => "requests fail".into(),
-                    (_, Hook::ConsistencyPolicy) => "the native rule holds".into(),
-                };
-                self.active.event(EventKind::BreakerOpened, tenant, format!("{instead}; last fault: {reason}"));
-            }
+    /// Counts a call in the breaker, and says what is to be known of its end. `fault`: the one on which it ended.
+    fn ended(&self, ticket: Ticket, fault: Option<(&Plan, &Fault)>) {
+        let now = self.active.shared.ticks.now();
+        let event = |kind, detail: String| self.active.event(kind, Some(self.tenant.clone()), detail);
+        let last = || fault.map_or_else(|| "none of late".to_owned(), |(plan, fault)| format!("{} {fault}", plan.by));
+        match self.breaker.ended(ticket, now, fault.is_some()) {
+            Ended::Counted => {}
+            // That has an event of its own.
+            Ended::FirstFault if fault.is_some_and(|(_, it)| it.kind() == FaultKind::Undetermined) => {}
+            Ended::FirstFault => event(EventKind::Faulted, last()),
+            Ended::Opened => event(EventKind::BreakerOpened, format!("{}; last fault: {}", self.instead(), last())),
+            Ended::Closed => event(EventKind::BreakerClosed, "it answers again".to_owned()),
         }
     }
 
-    fn refuse<T>(&self, reason: &str) -> Asked<T> {
-        self.active.both(Counters::refused);
+    /// What happens while the breaker is open.
+    fn instead(&self) -> String {
+        match (&self.active.fallback, self.active.hook) {
+            (Some(plan), hook) if hook != Hook::RoutingHook => format!("{} answers instead", plan.by),
+            (_, Hook::ConflictResolver) => "all siblings are kept".into(),
+            (_, Hook::RoutingHook) => "requests fail".into(),
+            (_, Hook::ConsistencyPolicy) if self.fails() => "requests fail".into(),
+            (_, Hook::ConsistencyPolicy) => "the native rule holds".into(),
+        }
+    }
+
+    fn fault<T>(&self, plan: &Plan, fault: &Fault) -> Asked<T> {
+        self.count_unanswered(fault.kind());
+        self.unanswered(fault.kind(), self.reason(plan, fault), plan.by.clone())
+    }
+
+    /// Why a plugin has not answered, as its tenant's clients may know it. The configuration of a binding for all tenants is its
+    /// operator's, and a plugin may quote it when it refuses it.
+    fn reason(&self, plan: &Plan, fault: &Fault) -> String {
+        match fault {
+            Fault::Broken(Broken::Configuration(_)) if self.active.tenant.is_none() => {
+                format!("{} refuses its configuration, which an operator has bound for all tenants", plan.by)
+            }
+            fault => format!("{} {fault}", plan.by),
+        }
+    }
+
+    /// Why the component cannot be loaded is for operators: it may name files and stores.
+    fn not_loaded<T>(&self) -> Asked<T> {
+        self.refuse(FaultKind::NotLoaded, "cannot be loaded; the list of bindings says why")
+    }
+
+    fn refuse<T>(&self, kind: FaultKind, reason: &str) -> Asked<T> {
+        self.count_unanswered(kind);
         let by: AnsweredBy = match &self.active.primary {
             Ok(plan) => plan.by.clone(),
-            Err(_) => self.active.version.plugin.as_str().into(),
+            Err(_) => {
+                let version = &self.active.version;
+                let name = version.plugin.split('@').next().unwrap_or_default();
+                format!("{name}@{}", version.digest.short()).into()
+            }
         };
-        Asked::Faulted { reason: format!("{by} {reason}"), fail: self.fails(), by }
+        self.unanswered(kind, format!("{by} {reason}"), by)
+    }
+
+    fn count_unanswered(&self, kind: FaultKind) {
+        self.tally.unanswered(kind);
+        self.active.both(|counters| counters.unanswered(kind));
+    }
+
+    fn unanswered<T>(&self, kind: FaultKind, reason: String, by: AnsweredBy) -> Asked<T> {
+        Asked::Faulted { kind, reason, fail: self.fails(), by }
     }
 
     /// Whether a fault fails the request. A resolver's never does, since all siblings can be kept; a partition key's always does,
@@ -367,82 +435,58 @@ impl TenantBinding {
         }
     }
 
-    /// Reserves a place in the queue for the resolver threads; `None` when this tenant's part of it is full.
-    pub(crate) fn enqueue(self: &Arc<Self>) -> Option<Queued> {
-        let more = |n: usize| (n < limit::RESOLVER_WAITING).then_some(n + 1);
-        self.queued.fetch_update(Relaxed, Relaxed, more).ok()?;
-        Some(Queued(self.clone()))
+    /// Whether a policy takes so long that it must not be asked on a serving thread. Not for a question whose answer is cached.
+    pub(crate) fn is_slow(&self, question: &PolicyQuestion<'_>) -> bool {
+        self.pace.is_slow() && (self.breaker.is_open() || self.answers.get(question).is_none())
+    }
+
+    /// What was counted since this was called last.
+    pub(crate) fn take_counts(&self) -> More {
+        let version = &self.active.version;
+        let plugin = version.plugin.split('@').next().unwrap_or_default().to_owned();
+        More { hook: self.active.hook, plugin, tenant: self.tenant.clone(), counts: self.tally.take() }
+    }
+
+    /// The tenant, for whose questions there is a queue.
+    pub(crate) fn tenant(&self) -> &TenantId {
+        &self.tenant
     }
 
     /// The outcome of a question for which the queue is full.
-    pub(crate) fn queue_full<T>(&self) -> Asked<T> {
-        self.refuse("has too many questions waiting")
+    pub(crate) fn queue_full<T>(&self, full: Full) -> Asked<T> {
+        let reason = match full {
+            Full::Jobs => "has too many questions waiting",
+            Full::Bytes => "has questions waiting with too many bytes of siblings",
+        };
+        self.refuse(FaultKind::Queue, reason)
+    }
+
+    /// The outcome of a question whose thread panicked.
+    pub(crate) fn lost<T>(&self) -> Asked<T> {
+        self.refuse(FaultKind::Queue, "was not asked, because of a defect of the coordinator, which is in its log")
+    }
+
+    /// The share of this tenant's questions that reach the version in force, in thousandths; 1000 while its breaker is closed.
+    pub(crate) fn admitted_permille(&self) -> u32 {
+        self.breaker.admitted_permille()
+    }
+
+    pub(crate) fn is_breaker_open(&self) -> bool {
+        self.breaker.is_open()
     }
 }
 
-/// A place in the queue for the resolver threads.
-pub(crate) struct Queued(Arc<TenantBinding>);
-
-impl Queued {
-    pub(crate) fn binding(&self) -> &TenantBinding {
-        &self.0
-    }
-}
-
-impl Drop for Queued {
+impl Drop for TenantBinding {
     fn drop(&mut self) {
-        self.0.queued.fetch_sub(1, Relaxed);
+        self.active.shared.tallies.add(self.take_counts());
     }
 }
 
-/// An upper bound on the CPU time of one question: of the call itself, and of starting and configuring an instance for it. Elapsed
-/// time is charged up to this bound, because reading the thread's CPU time would cost a system call with every question, and a
-/// thread that is descheduled on a busy machine takes longer without using more CPU.
-fn max_cpu(budget: &Budget) -> Duration {
-    3 * (budget.cpu + 2 * TICK)
-}
-
-/// The CPU time that one tenant's plugin has used in the current second, and its limit.
-#[derive(Debug)]
-struct CpuShare {
-    second: AtomicU64,
-    nanos: AtomicU64,
-    limit_nanos: u64,
-}
-
-impl CpuShare {
-    /// A limit in thousandths of one core.
-    fn new(thousandths: u32) -> Self {
-        Self { second: AtomicU64::new(0), nanos: AtomicU64::new(0), limit_nanos: u64::from(thousandths) * 1_000_000 }
-    }
-
-    fn admits(&self, now_ms: u64) -> bool {
-        self.nanos.load(Relaxed) < self.limit_nanos || self.second.load(Relaxed) != now_ms / 1000
-    }
-
-    fn add(&self, now_ms: u64, took: Duration) {
-        let second = now_ms / 1000;
-        if self.second.swap(second, Relaxed) != second {
-            self.nanos.store(0, Relaxed);
-        }
-        self.nanos.fetch_add(took.as_nanos() as u64, Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_share_is_renewed_every_second() {
-        let share = CpuShare::new(500);
-        assert!(share.admits(10));
-        share.add(10, Duration::from_millis(499));
-        assert!(share.admits(20));
-        share.add(20, Duration::from_millis(1));
-        assert!(!share.admits(999));
-        assert!(share.admits(1000));
-        share.add(1000, Duration::from_millis(1));
-        assert!(share.admits(1001));
+/// A verdict without values: those are for who may read the key.
+fn brief(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Pick(index) => format!("picked sibling {index}, counted from 0"),
+        Verdict::Merged(bytes) => format!("merged to {} bytes", bytes.len()),
+        Verdict::KeepAll => "kept all siblings".to_owned(),
     }
 }

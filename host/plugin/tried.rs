@@ -7,11 +7,10 @@ use witan_kernel::candidate::{Finding, Mode};
 use witan_kernel::hook::{Asked, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion, Verdict};
 use witan_kernel::name::{Key, NodeId};
 
-use crate::candidate::{Candidate, Example, hash, is_asked_twice, shown, timed};
+use crate::candidate::{Candidate, Example, Outcome, hash, is_asked_twice, shown, timed};
 use crate::event::EventKind;
-use crate::fault::Outcome;
 use crate::pool::Pool;
-use crate::tenant::{Queued, TenantBinding};
+use crate::tenant::TenantBinding;
 
 /// A candidate, and its instances for one tenant.
 pub(crate) struct Tried {
@@ -37,38 +36,24 @@ impl Tried {
 
     /// A canary's answer; `None`: the version in force is asked.
     pub(crate) fn policy(&self, question: &PolicyQuestion<'_>) -> Option<Asked<PolicyAnswer>> {
-        let ((asked, outcome), took) = timed(|| self.binding.decided(question));
-        self.answered(asked, outcome, took)
+        self.answered(|| self.binding.decide(question))
     }
 
     /// A canary's answer; `None`: the version in force is asked.
     pub(crate) fn prefer(&self, key: &Key, replicas: &[(NodeId, ReplicaState)]) -> Option<Asked<Vec<u8>>> {
-        let ask = || self.binding.asked(|instance| instance.prefer(key.bytes(), replicas));
-        let ((asked, outcome), took) = timed(ask);
-        self.answered(asked, outcome, took)
+        self.answered(|| self.binding.ask(|instance| instance.prefer(key.bytes(), replicas)))
     }
 
-    /// A canary's answer, on a thread for resolvers; `None`: the version in force is asked.
-    pub(crate) fn resolve(&self, queued: &Queued, question: &ResolverQuestion) -> Option<Asked<Verdict>> {
-        let ask = || queued.binding().asked(|instance| instance.resolve(question));
-        let ((asked, outcome), took) = timed(ask);
-        self.answered(asked, outcome, took)
+    fn answered<T>(&self, ask: impl FnOnce() -> Asked<T>) -> Option<Asked<T>> {
+        let (asked, took) = timed(ask);
+        self.count(&asked, took);
+        matches!(asked, Asked::Answered { .. }).then_some(asked)
     }
 
-    /// Counts a question for which the queue was full.
-    pub(crate) fn queue_was_full(&self) {
-        self.count(Outcome::Refused, Duration::ZERO);
-    }
-
-    fn answered<T>(&self, asked: Asked<T>, outcome: Outcome, took: Duration) -> Option<Asked<T>> {
-        let is_answer = matches!(outcome, Outcome::Answered);
-        self.count(outcome, took);
-        is_answer.then_some(asked)
-    }
-
-    fn count(&self, outcome: Outcome, took: Duration) {
+    /// Counts a question.
+    pub(crate) fn count<T>(&self, asked: &Asked<T>, took: Duration) {
         let Candidate { record, watch, .. } = &*self.candidate;
-        self.report(watch.asked(&record.trial.bounds, outcome, took));
+        self.report(watch.asked(&record.trial.bounds, Outcome::of(asked), took));
     }
 
     fn report(&self, found: Option<Finding>) {
@@ -89,7 +74,7 @@ impl Tried {
         let replicas = question.replicas.to_vec();
         // Everything but the replicas is copied as it is.
         let question = PolicyQuestion { replicas: &[], ..*question };
-        let ask = move |tried: &Self| tried.binding.decided(&PolicyQuestion { replicas: &replicas, ..question });
+        let ask = move |tried: &Self| tried.binding.decide(&PolicyQuestion { replicas: &replicas, ..question });
         self.shadow(shadows, number, key, in_force.clone(), ask, |one, other| one == other);
     }
 
@@ -103,7 +88,7 @@ impl Tried {
     ) {
         let Some(number) = self.samples() else { return };
         let (asked_for, replicas) = (key.clone(), replicas.to_vec());
-        let ask = move |tried: &Self| tried.binding.asked(|instance| instance.prefer(asked_for.bytes(), &replicas));
+        let ask = move |tried: &Self| tried.binding.ask(|instance| instance.prefer(asked_for.bytes(), &replicas));
         self.shadow(shadows, number, key, in_force.clone(), ask, |one, other| one == other);
     }
 
@@ -116,7 +101,7 @@ impl Tried {
     ) {
         let Some(number) = self.samples() else { return };
         let (key, siblings) = (question.key.clone(), question.siblings.clone());
-        let ask = move |tried: &Self| tried.binding.asked(|instance| instance.resolve(&question));
+        let ask = move |tried: &Self| tried.binding.resolve(&question);
         let value = move |verdict: &Verdict| match verdict {
             Verdict::Pick(index) => siblings.get(*index).map(|sibling| sibling.value.clone()),
             Verdict::Merged(value) => Some(value.clone()),
@@ -133,7 +118,7 @@ impl Tried {
         number: u64,
         key: &Key,
         in_force: Asked<T>,
-        ask: impl Fn(&Self) -> (Asked<T>, Outcome) + Send + 'static,
+        ask: impl Fn(&Self) -> Asked<T> + Send + 'static,
         same: impl Fn(&T, &T) -> bool + Send + 'static,
     ) {
         let (tried, key) = (Arc::clone(self), key.clone());
@@ -141,8 +126,8 @@ impl Tried {
             if !tried.binding.has_share() || !tried.candidate.is_asked() {
                 return;
             }
-            let ((asked, outcome), took) = timed(|| ask(&tried));
-            tried.count(outcome, took);
+            let (asked, took) = timed(|| ask(&tried));
+            tried.count(&asked, took);
             let bounds = &tried.candidate.record.trial.bounds;
             let example = |one: &Asked<T>, other: &Asked<T>| Example {
                 key: key.clone(),
@@ -158,7 +143,7 @@ impl Tried {
                 tried.report(tried.candidate.watch.compared(bounds, differing));
             }
             if is_asked_twice(number) && tried.binding.claims_to_be_determined() {
-                let (again, _) = ask(&tried);
+                let again = ask(&tried);
                 if differ(&asked, &again) == Some(true) {
                     tried.report(tried.candidate.watch.undetermined(bounds, example(&asked, &again)));
                 }

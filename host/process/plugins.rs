@@ -11,10 +11,11 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 use witan_control::Cluster;
-use witan_kernel::hook::Hook;
+use witan_kernel::hook::{FaultKind, Hook};
 use witan_kernel::name::NodeId;
 use witan_kernel::port::Metadata;
 use witan_plugin::metrics::Counts;
+use witan_plugin::tally::{TenantCounts, TenantSeries};
 use witan_plugin::{Compilations, Limits, PluginHost, Settings};
 use witan_store::plugins::StoredPlugins;
 
@@ -65,13 +66,14 @@ struct Counted(PluginHost);
 impl Collector for Counted {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let counts = self.0.counts();
-        let metrics: [(&str, &str, Read); 7] = [
+        let metrics: [(&str, &str, Read); 8] = [
             ("witan_plugin_calls", "Questions put to plugins", |c| c.calls),
             ("witan_plugin_remembered", "Questions not put: equal ones had been answered", |c| c.remembered),
             ("witan_plugin_faults", "Questions on which plugins failed", |c| c.faults),
             ("witan_plugin_refused", "Questions not put: open breaker, full queue, share used up", |c| c.refused),
             ("witan_plugin_swaps", "Versions put in force", |c| c.swaps),
             ("witan_plugin_candidates_taken_back", "Candidates taken back by this coordinator", |c| c.taken_back),
+            ("witan_plugin_repeated", "Questions put to another instance as well, to compare", |c| c.repeated),
             ("witan_plugin_nanoseconds", "Time that calls took", |c| c.nanos),
         ];
         for (name, help, read) in metrics {
@@ -83,6 +85,9 @@ impl Collector for Counted {
             }
         }
         encode_candidates(&self.0.candidates(), &mut encoder)?;
+        encode_unanswered(&counts, &mut encoder)?;
+        encode_breakers(&self.0.open_breakers(), &mut encoder)?;
+        encode_tenants(&self.0.tenant_counts(), &mut encoder)?;
         encode_compilations(&self.0.compilations(), &mut encoder)
     }
 }
@@ -94,6 +99,51 @@ fn encode_candidates(candidates: &[(Hook, u64)], encoder: &mut DescriptorEncoder
     for (hook, count) in candidates {
         let tried = ConstGauge::new(i64::try_from(*count).unwrap_or(i64::MAX));
         tried.encode(family.encode_family(&[("hook", hook.as_str())])?)?;
+    }
+    Ok(())
+}
+
+fn encode_unanswered(counts: &[(Hook, Counts)], encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let help = "Questions that got no answer, by why; undetermined: another answer when the question was repeated";
+    let kind = prometheus_client::metrics::MetricType::Counter;
+    let mut family = encoder.encode_descriptor("witan_plugin_unanswered", help, None, kind)?;
+    for (hook, counts) in counts {
+        for kind in FaultKind::ALL {
+            let labels = [("hook", hook.as_str()), ("kind", kind.as_str())];
+            ConstCounter::new(counts.unanswered[kind as usize]).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn encode_breakers(open: &[(Hook, usize)], encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let help = "Tenants whose breaker of a plugin is open";
+    let kind = prometheus_client::metrics::MetricType::Gauge;
+    let mut family = encoder.encode_descriptor("witan_plugin_breakers_open", help, None, kind)?;
+    for (hook, open) in open {
+        let open = ConstGauge::new(i64::try_from(*open).unwrap_or(i64::MAX));
+        open.encode(family.encode_family(&[("hook", hook.as_str())])?)?;
+    }
+    Ok(())
+}
+
+/// Picks one number of a tenant.
+type ReadTenant = fn(&TenantCounts) -> u64;
+
+fn encode_tenants(series: &[TenantSeries], encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let metrics: [(&str, &str, ReadTenant); 4] = [
+        ("witan_plugin_tenant_calls", "Questions put to plugins, by the tenants that call most", |c| c.calls),
+        ("witan_plugin_tenant_faults", "Questions on which plugins failed, by tenant", |c| c.faults),
+        ("witan_plugin_tenant_refused", "Questions not put, by tenant", |c| c.refused),
+        ("witan_plugin_tenant_nanoseconds", "Time that calls took, by tenant", |c| c.nanos),
+    ];
+    for (name, help, read) in metrics {
+        let kind = prometheus_client::metrics::MetricType::Counter;
+        let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+        for TenantSeries { hook, plugin, tenant, counts } in series {
+            let labels = [("hook", hook.as_str()), ("plugin", plugin.as_str()), ("tenant", tenant.as_str())];
+            ConstCounter::new(read(counts)).encode(family.encode_family(&labels)?)?;
+        }
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ mod bindings;
 mod catalog;
 mod cut_off;
 mod errors;
+mod faults;
 mod idempotency;
 mod servers;
 mod sessions;

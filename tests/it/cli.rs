@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Dev, Process, write};
+use crate::harness::{Dev, Guest, Plugins, Process, write};
 
 /// The command line with the endpoint of one cluster.
 struct Cli {
@@ -95,6 +95,39 @@ async fn siblings_are_shown_and_a_context_settles_them() {
     cli.json(&["kv", "put", "-t", "carts", "cart", "both", "--context", context]).await;
     let read = cli.json(&["kv", "get", "-t", "carts", "cart", "--consistency", "all"]).await;
     assert_eq!((&read["value"], &read["siblings"]), (&json!("both"), &json!([])));
+}
+
+#[tokio::test]
+async fn a_plugin_that_has_not_answered_is_shown_with_the_reason() {
+    let dev = Dev::start().await;
+    let cli = Cli::of(&dev);
+    cli.json(&["tenant", "create", "carts", "--conflict-mode", "siblings"]).await;
+    let plugins = Plugins::new(dev.address());
+    for (hook, guest) in [
+        ("conflict-resolver", Guest::resolver("cart").when_triggered("unreachable")),
+        ("consistency-policy", Guest::policy("lenient", 1).when_triggered("unreachable")),
+    ] {
+        let digest = plugins.send(guest.build()).await.expect("uploaded").digest;
+        plugins.bind("carts", hook, &digest).await.expect("bound");
+    }
+    for value in ["a", "b"] {
+        let put = cli.json(&["kv", "put", "-t", "carts", "trolley", value]).await;
+        assert_eq!(put["policy_fault"], Value::Null);
+    }
+    let shown = cli.run(&["kv", "get", "-t", "carts", "trolley"]).await;
+    let notes = text(&shown.stderr);
+    assert!(notes.contains("the conflict resolver has not decided: cart@") && notes.contains("trapped"), "{notes}");
+    let read = cli.json(&["kv", "get", "-t", "carts", "trolley"]).await;
+    assert_eq!((&read["resolver_fault"]["kind"], &read["policy_fault"]), (&json!("trap"), &Value::Null));
+    let triggers = "v".repeat(666);
+    let put = cli.run(&["kv", "put", "-t", "carts", "other", &triggers]).await;
+    let notes = text(&put.stderr);
+    assert!(notes.contains("the consistency policy gave way to the native rule: lenient@"), "{notes}");
+    let put = cli.json(&["kv", "put", "-t", "carts", "other", &triggers]).await;
+    assert_eq!(put["policy_fault"]["kind"], json!("trap"));
+    let bindings = cli.json(&["plugin", "bindings", "-t", "carts"]).await;
+    let of: Vec<_> = bindings["bindings"].as_array().expect("bindings").iter().map(|it| &it["breaker_open"]).collect();
+    assert_eq!(of, [&json!(false), &json!(false)]);
 }
 
 #[tokio::test]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use witan_kernel::hook::{
-    Asked, Hooks, Native, Partition, Pending, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion,
-    Shortfall, Verdict,
+    Asked, FaultKind, Hooks, Native, Partition, Pending, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState,
+    ResolverQuestion, Shortfall, Verdict,
 };
 use witan_kernel::name::{Key, NodeId, TenantId};
 
@@ -93,7 +93,7 @@ impl Simulated {
     fn fault<T>(&self) -> Option<Asked<T>> {
         let faults = self.faulty > 0 && self.dice.between(0, 999) < self.faulty;
         let fail = faults && self.dice.between(0, 1) == 0;
-        faults.then(|| Asked::Faulted { reason: "a fault".to_owned(), fail, by: BY.into() })
+        faults.then(|| Asked::Faulted { kind: FaultKind::Trap, reason: "a fault".to_owned(), fail, by: BY.into() })
     }
 
     fn verdict(&self, question: &ResolverQuestion) -> Option<Verdict> {

@@ -68,10 +68,18 @@ fn binding(bound: &Binding, uploaded: &HashSet<String>, findings: &mut Findings)
         let what = format!("{shown} is bound, but its component is missing: push it again, or roll the binding back");
         return findings.error("plugins", what);
     }
+    if !bound.broken.is_empty() {
+        let what = format!(
+            "{shown} does not answer: {}: bind it again, roll the binding back, or push a version that works",
+            bound.broken
+        );
+        return findings.error("plugins", what);
+    }
     if bound.breaker_open {
         let what = format!(
-            "{shown} cannot be loaded by this coordinator, whose log says why: bind it again, roll the binding back, or push a version \
-             that works"
+            "{shown} has failed too often, for {} tenants, and is asked {} of 1,000 questions: `witan plugin events` says why; roll the \
+             binding back, or push a version that works",
+            bound.breakers_open, bound.admitted_permille
         );
         return findings.error("plugins", what);
     }

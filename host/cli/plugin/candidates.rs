@@ -219,12 +219,12 @@ fn report_text(report: &GetBindingReportResponse) -> Vec<String> {
 }
 
 fn counts_text(counts: &PluginCounts) -> String {
-    let PluginCounts { calls, refused, declined, remembered, p50_us, p99_us, .. } = counts;
+    let PluginCounts { calls, remembered, p50_us, p99_us, .. } = counts;
     let faults: u64 = counts.faults.iter().map(|fault| fault.count).sum();
     let kinds: Vec<_> = counts.faults.iter().map(|FaultCount { kind, count }| format!("{kind} {count}")).collect();
     let kinds = if kinds.is_empty() { String::new() } else { format!(" ({})", kinds.join(", ")) };
     format!(
-        "{} calls, p50 {p50_us} us, p99 {p99_us} us, {} remembered, {faults} faults{kinds}, {declined} declined, {refused} refused",
+        "{} calls, p50 {p50_us} us, p99 {p99_us} us, {} remembered, {faults} without an answer{kinds}",
         grouped(*calls),
         grouped(*remembered),
     )

@@ -25,8 +25,6 @@ use crate::tenant::{ActiveBinding, LoadError};
 pub struct ReportView {
     /// The binding, with the counts of this coordinator.
     pub binding: Binding,
-    /// Faults by their kind, on this coordinator.
-    pub faults: Vec<(&'static str, u64)>,
     /// Duration of the calls, on this coordinator.
     pub latencies: Latencies,
     /// What is tried beside it.
@@ -44,8 +42,6 @@ pub struct CandidateView {
     pub total: Seen,
     /// Coordinators that cannot ask it, and why.
     pub missing: Vec<(NodeId, String)>,
-    /// Faults by their kind, on this coordinator.
-    pub faults: Vec<(&'static str, u64)>,
     /// Instances that this coordinator has started, and lines that it dropped.
     pub counts: crate::metrics::Counts,
     /// The gauges that it reports, on this coordinator.
@@ -393,14 +389,13 @@ impl Inner {
                 window,
                 total,
                 missing,
-                faults: counters.faults_by_kind(),
                 counts: counters.read(),
                 gauges: counters.gauges(),
                 examples,
             })
         });
-        let (faults, latencies) = (active.counters.faults_by_kind(), active.counters.latencies());
-        Ok(ReportView { binding, faults, latencies, candidate: candidate.transpose()? })
+        let latencies = active.counters.latencies();
+        Ok(ReportView { binding, latencies, candidate: candidate.transpose()? })
     }
 
     /// The binding as it is shown.

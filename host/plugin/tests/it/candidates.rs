@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use witan_kernel::candidate::{Bounds, Mode};
-use witan_kernel::hook::{Asked, Hook};
+use witan_kernel::hook::{Asked, Hook, Hooks, PolicyAnswer};
 use witan_kernel::name::Key;
 use witan_memory::MemoryPlugins;
 use witan_plugin::event::EventKind;
@@ -30,6 +30,16 @@ fn bounds() -> Bounds {
 
 fn key(number: usize) -> Key {
     Key::new(format!("key-{number}")).unwrap()
+}
+
+/// Asks as a coordinator does.
+fn ask(hooks: &dyn Hooks, key: &Key, bytes: u32) -> Asked<PolicyAnswer> {
+    let question = question(bytes);
+    hooks.policy_tried(key, &question).unwrap_or_else(|| {
+        let asked = hooks.policy(&question);
+        hooks.policy_answered(key, &question, &asked);
+        asked
+    })
 }
 
 fn author(who: &str) -> Author {
@@ -61,7 +71,7 @@ impl World {
     /// What the policy requires for each of the keys of a round.
     fn asks(&self, bytes: u32) -> Vec<u8> {
         let hooks = self.hooks("a");
-        (0..200).map(|number| required(&hooks.policy_of(&key(number), &question(bytes)))).collect()
+        (0..200).map(|number| required(&ask(&*hooks, &key(number), bytes))).collect()
     }
 
     async fn story(&self) -> Vec<(String, String)> {
@@ -182,8 +192,7 @@ async fn a_candidate_that_cannot_be_tried_changes_nothing() {
         let refused = world.try_with(&policy(3), (mode, percent), bounds, None).await;
         assert!(matches!(&refused, Err(PluginError::Field(invalid)) if invalid.field == field), "{refused:?}");
     }
-    let asks = |asked: Asked<_>| required(&asked);
-    assert_eq!(asks(world.hooks("a").policy_of(&key(1), &question(1))), 1);
+    assert_eq!(required(&ask(&*world.hooks("a"), &key(1), 1)), 1);
     assert_eq!(world.story().await, story(&[("bound", "active")]));
     assert_eq!(world.host.bindings()[0].candidate, None);
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use witan_kernel::hook::{Asked, Hook, Partition};
+use witan_kernel::hook::{Asked, FaultKind, Hook, Partition};
 use witan_kernel::name::Key;
 use witan_plugin::event::EventKind;
 use witan_plugin::history::Author;
@@ -116,6 +116,7 @@ async fn a_missing_component_faults_and_does_not_prevent_a_start() {
     let world = world.restart();
     let reason = reason(world.hooks("a").policy(&question(1)));
     assert!(reason.contains("cannot be loaded"), "{reason}");
+    assert!(reason.starts_with(&format!("pol@{}", &digest.to_string()[..8])), "{reason}");
     assert!(world.host.bindings().iter().any(|binding| binding.broken.is_some()));
     assert_eq!(required(&world.hooks("b").policy(&question(1))), 2);
     // Once another component is staged, the tenant can be bound again.
@@ -149,7 +150,7 @@ async fn a_refused_change_leaves_the_old_binding_in_force() {
 }
 
 fn quick_breaker() -> Limits {
-    Limits { faults: 3, cool_down: Duration::from_millis(50), ..ample() }
+    Limits { breaker_calls: 3, cool_down: Duration::from_millis(50), ..ample() }
 }
 
 fn trapping(required: u8) -> Vec<u8> {
@@ -164,6 +165,7 @@ async fn after_enough_faults_the_previous_version_answers() {
     world.put("a", POLICY, &trapping(2)).await.unwrap();
     let hooks = world.hooks("a");
     (0..3).for_each(|_| _ = reason(hooks.policy(&question(666))));
+    assert_eq!(world.host.bindings()[0].breakers.tenants, 1);
     let opened = wait_for_kind(&mut events, EventKind::BreakerOpened).await;
     assert!(opened.detail.contains("answers instead"), "{}", opened.detail);
     assert_eq!(required(&hooks.policy(&question(666))), 1, "the version before");
@@ -182,13 +184,19 @@ async fn without_a_previous_version_the_binding_decides() {
             assert!(matches!(asked, Asked::Faulted { fail, .. } if fail == (on_fault == OnFault::Fail)), "{asked:?}");
         }
         wait_for_kind(&mut events, EventKind::BreakerOpened).await;
-        // After the cool-down a trial call is made, and answered.
+        // After the cool-down some calls try it. They are answered, and then all are made again.
         let closed = async {
-            while !matches!(hooks.policy(&question(1)), Asked::Answered { .. }) {
+            while world.host.bindings()[0].breakers.tenants > 0 {
+                let asked = hooks.policy(&question(1));
+                assert!(
+                    matches!(asked, Asked::Answered { .. } | Asked::Faulted { kind: FaultKind::Breaker, .. }),
+                    "{asked:?}"
+                );
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         tokio::time::timeout(LONG, closed).await.unwrap();
+        assert_eq!(required(&hooks.policy(&question(1))), 2);
         wait_for_kind(&mut events, EventKind::BreakerClosed).await;
     }
 }

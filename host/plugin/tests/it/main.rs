@@ -3,6 +3,7 @@
 
 mod bounds;
 mod candidates;
+mod faulty;
 mod first_party;
 mod folder;
 mod full;
@@ -13,6 +14,7 @@ mod lanes;
 mod life;
 mod share;
 mod swap;
+mod turns;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
