@@ -12,6 +12,7 @@
 //! 6. [`binding`], `tenant`, `breaker`, `answers`, `snapshot`: which version answers for which tenant, and what happens when it fails.
 //! 7. `upload`, [`registry`]: [`PluginHost`], which puts a version in force; `folder` watches for new components; [`event`] and [`metrics`]
 //!    report what happened; [`error`] says why a change was not made.
+//! 8. [`trial`]: a component and its author, without any of 6 and 7.
 //!
 //! Invariants: an instance serves one tenant and one binding. A call is bounded in time, memory, stack and in the size of its result. A
 //! guest that fails loses only its own instance. Nothing blocks a serving thread: resolvers, the disk and the binding store have
@@ -45,6 +46,7 @@ pub mod registry;
 mod snapshot;
 mod spawn;
 mod tenant;
+pub mod trial;
 mod turn;
 mod uncompiled;
 mod upload;
@@ -58,3 +60,4 @@ pub use error::PluginError;
 pub use limit::{Budget, Limits};
 pub use registry::{BindRequest, PluginHost, Settings};
 pub use upload::Upload;
+pub use validate::Inspection;
