@@ -25,7 +25,7 @@ const STARTS: usize = 50;
 pub struct Args {
     /// What to measure.
     #[command(flatten)]
-    pub subject: subject::Args,
+    pub subject: subject::Named,
     /// The folder with the cases [default: cases, in the project's folder]
     #[arg(long, value_name = "FOLDER")]
     pub cases: Option<PathBuf>,

@@ -5,7 +5,7 @@ use wit_bindgen_core::{Files, WorldGenerator};
 use wit_parser::{Resolve, WorldId};
 use witan_kernel::hook::Hook;
 
-use crate::template::{self, File};
+use crate::files::{self, File};
 
 /// The version of the WIT that new projects in these languages use.
 const VERSION: &str = "0.1.0";
@@ -27,8 +27,7 @@ fn generate(hook: Hook, mut generator: Box<dyn WorldGenerator>, folder: &str) ->
 fn world(hook: Hook) -> Result<(Resolve, WorldId)> {
     let mut resolve = Resolve::default();
     let mut sources = wit_parser::SourceMap::default();
-    let of_version = template::wit().filter_map(|(path, text)| Some((path.strip_prefix(VERSION)?, text)));
-    of_version.for_each(|(path, text)| sources.push_str(path, text));
+    files::below(&format!("wit/{VERSION}/")).for_each(|(path, text)| sources.push_str(path, text));
     let parsed = sources.parse().map_err(|(_, error)| error).context("parse the WIT")?;
     let package = resolve.push_group(parsed).context("resolve the WIT")?;
     let world = resolve.select_world(&[package], Some(hook.as_str()));

@@ -16,7 +16,7 @@ use crate::subject::{self, Subject};
 pub struct Args {
     /// What to check.
     #[command(flatten)]
-    pub subject: subject::Args,
+    pub subject: subject::Named,
     /// Configuration of the plugin, with which it is probed: text, or @FILE
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub configuration: String,

@@ -80,7 +80,7 @@ fn is_source(folder: &Path, path: &Path) -> bool {
     !below.components().any(|part| IGNORED.iter().any(|ignored| part.as_os_str() == *ignored))
 }
 
-/// Waits for a change, and then until no more follow.
+/// Waits for a change, and then until none has followed for a while.
 fn wait_for_change(changes: &Receiver<()>) -> Result<()> {
     changes.recv().context("watch the project's folder")?;
     let until = Instant::now() + LATEST;

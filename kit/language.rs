@@ -14,7 +14,7 @@ pub enum Language {
 }
 
 impl Language {
-    /// Every language.
+    /// Every language that there are templates for, in kit/templates.
     pub const ALL: [Self; 2] = [Self::Rust, Self::C];
 
     /// The spelling in flags, in `plugin.json` and in the names of templates.

@@ -3,9 +3,9 @@
 //! It is a program of its own, so that whoever only runs coordinators compiles and ships none of it. What it says about a component comes
 //! from the plugin host's own code: the same rules, the same engine, the same limits, the same probe.
 //!
-//! Reading order: [`cli`] (the commands), [`language`] and [`template`] (what a project is made of), [`new`], [`project`] (a project found
-//! again), [`make`] (`build`), [`subject`] (a component), [`class`] and [`check`], [`case`] and [`verify`] (`test`), [`bench`], [`dev`],
-//! [`output`].
+//! Reading order: [`cli`] (the commands), [`language`], [`files`] and [`template`] (what a project is made of), [`bindings`], [`new`],
+//! [`project`] (a project found again), [`make`] (`build`), [`subject`] (a component), [`class`] and [`check`], [`case`] and [`verify`]
+//! (`test`), [`bench`], [`dev`], [`output`].
 
 pub mod bench;
 pub mod bindings;
@@ -14,6 +14,7 @@ pub mod check;
 pub mod class;
 pub mod cli;
 pub mod dev;
+pub mod files;
 pub mod language;
 pub mod make;
 pub mod new;

@@ -46,7 +46,7 @@ fn inline(text: &str) -> String {
     shown
 }
 
-/// A reader that wants no more, such as `head`, is no failure.
+/// A reader that has seen enough, such as `head`, is no failure.
 fn finish(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -11,7 +11,7 @@ use crate::project::Project;
 
 /// Arguments that name a component.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Args {
+pub struct Named {
     /// A component [default: what the project has built]
     pub file: Option<PathBuf>,
     /// The project's folder
@@ -30,7 +30,7 @@ pub struct Subject {
 
 impl Subject {
     /// Reads the component that `args` name.
-    pub fn read(args: &Args) -> Result<Self> {
+    pub fn read(args: &Named) -> Result<Self> {
         let path = match &args.file {
             Some(file) => file.clone(),
             None => {

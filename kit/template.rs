@@ -1,13 +1,11 @@
-//! The files that a new project is made of, all of them compiled into this program.
+//! The files that a new project is made of.
 
 use anyhow::{Context, Result};
 use witan_kernel::hook::Hook;
 
 use crate::bindings;
+use crate::files::{self, File};
 use crate::language::Language;
-
-/// Every file by its name: `templates/...`, `sdk/...`, `wit/VERSION/...`, `plugins/Cargo.toml`, `plugins/Cargo.lock`.
-static FILES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/files.rs"));
 
 /// What a project is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,12 +18,9 @@ pub struct Wanted {
     pub language: Language,
 }
 
-/// A file of a project: its path below the project's folder, and its content.
-pub type File = (String, Vec<u8>);
-
 /// Every file of a project.
 pub fn files(wanted: &Wanted) -> Result<Vec<File>> {
-    let mut files = Vec::new();
+    let mut files: Vec<File> = Vec::new();
     let (hook, language) = (wanted.hook.as_str(), wanted.language.as_str());
     take(&mut files, &format!("templates/{language}/common/"), "", wanted);
     take(&mut files, &format!("templates/{language}/{hook}/"), "", wanted);
@@ -36,7 +31,7 @@ pub fn files(wanted: &Wanted) -> Result<Vec<File>> {
             take(&mut files, "sdk/", "witan/sdk/", wanted);
             files.push(("Cargo.toml".to_owned(), manifest(wanted)?.into_bytes()));
             // Cargo drops what is not needed here, and keeps the versions of the rest.
-            files.push(("Cargo.lock".to_owned(), file("plugins/Cargo.lock")?.into()));
+            files.push(("Cargo.lock".to_owned(), files::text("plugins/Cargo.lock")?.into()));
         }
         Language::C => files.extend(bindings::c(wanted.hook)?),
     }
@@ -45,14 +40,9 @@ pub fn files(wanted: &Wanted) -> Result<Vec<File>> {
     Ok(files)
 }
 
-/// The files of the WIT, all versions, by their paths below `wit/`.
-pub fn wit() -> impl Iterator<Item = (&'static str, &'static str)> {
-    FILES.iter().filter_map(|(name, text)| Some((name.strip_prefix("wit/")?, *text)))
-}
-
 /// Adds the files whose names begin with `from`, below `to`.
 fn take(files: &mut Vec<File>, from: &str, to: &str, wanted: &Wanted) {
-    let found = FILES.iter().filter_map(|(name, text)| Some((name.strip_prefix(from)?, text)));
+    let found = files::below(from);
     files.extend(found.map(|(rest, text)| (format!("{to}{rest}"), filled(text, wanted).into_bytes())));
 }
 
@@ -63,19 +53,14 @@ fn filled(text: &str, wanted: &Wanted) -> String {
     names.into_iter().fold(text.to_owned(), |text, (name, value)| text.replace(name, value))
 }
 
-fn file(name: &str) -> Result<&'static str> {
-    let found = FILES.iter().find(|(known, _)| *known == name);
-    found.map(|(_, text)| *text).with_context(|| format!("find {name} in this program, which is a defect of it"))
-}
-
 /// The manifest of a project in Rust: a package, which is also the root of a workspace with the settings of this repository's own plugins,
 /// since the SDK's manifests refer to them.
 fn manifest(wanted: &Wanted) -> Result<String> {
-    let plugins = file("plugins/Cargo.toml")?;
+    let plugins = files::text("plugins/Cargo.toml")?;
     let workspace = plugins.find("[workspace]").context("find the workspace in plugins/Cargo.toml")?;
     let settings = between(&plugins[workspace..], "members = [", "]", r#""witan/sdk", "witan/sdk/worlds/*""#)?;
     let settings = between(&settings, r#"witan-plugin-sdk = { path = ""#, r#"""#, "witan/sdk")?;
-    let package = filled(file("templates/rust/package.toml")?, wanted);
+    let package = filled(files::text("templates/rust/package.toml")?, wanted);
     Ok(format!("{package}\n{settings}"))
 }
 

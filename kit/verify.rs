@@ -26,7 +26,7 @@ const SHOWN_BYTES: usize = 200;
 pub struct Args {
     /// What to test.
     #[command(flatten)]
-    pub subject: subject::Args,
+    pub subject: subject::Named,
     /// The folder with the cases [default: cases, in the project's folder]
     #[arg(long, value_name = "FOLDER")]
     pub cases: Option<PathBuf>,
@@ -34,7 +34,7 @@ pub struct Args {
 
 impl Args {
     /// The folder with the cases.
-    pub fn folder(subject: &subject::Args, cases: Option<&Path>) -> PathBuf {
+    pub fn folder(subject: &subject::Named, cases: Option<&Path>) -> PathBuf {
         cases.map_or_else(|| subject.project.join("cases"), Path::to_path_buf)
     }
 }

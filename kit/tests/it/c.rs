@@ -55,11 +55,11 @@ fn limits_are_those_of_a_coordinator() {
     desk.project(RESOLVER, "c");
     let began = "    bool text = true;\n";
     // The key of the probe is another one.
-    let endless = "    if (question->key.len == 4) {\n        for (volatile int i = 0;; i = 0) {}\n    }\n";
+    let endless = "    if (question->key.len == 7) {\n        for (volatile int i = 0;; i = 0) {}\n    }\n";
     desk.edit(SOURCE, began, &format!("{began}{endless}"));
     fs::write(
         desk.path("conflict-resolver/cases/slow.json"),
-        r#"{ "key": "slow", "siblings": [{ "value": "a" }, { "value": "b" }], "verdict": "keep-all" }"#,
+        r#"{ "key": "slowest", "siblings": [{ "value": "a" }, { "value": "b" }], "verdict": "keep-all" }"#,
     )
     .expect("write a case");
     desk.run_in(RESOLVER, &["build"]).succeeded();

@@ -1,7 +1,7 @@
 //! A conflict resolver: a value is a set of lines, and siblings are merged to the union of their lines.
 //!
-//! Verdicts must not depend on the order of the siblings, and merging a verdict again must change nothing. So the lines are sorted, and each
-//! is there once.
+//! Verdicts must not depend on the order of the siblings, and merging a verdict again must change nothing. So the lines are sorted, and
+//! each is there once.
 
 use std::collections::BTreeSet;
 
