@@ -32,6 +32,7 @@ mod harness;
 mod healing;
 mod health;
 mod hostile;
+mod kit;
 mod placement;
 mod previous;
 mod repeated;

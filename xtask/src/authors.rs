@@ -49,7 +49,7 @@ pub fn compilers() -> Result<PathBuf> {
     let folder = run::root().join("target/authors");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     let wanted = folder.join("requirements.txt");
-    let pinned: Vec<String> = pins::all().filter(|pin| needed(pin)).map(|pin| pin.spelt() + "\n").collect();
+    let pinned: Vec<String> = pins::all().filter(needed).map(|pin| pin.spelt() + "\n").collect();
     fs::write(&wanted, pinned.concat()).with_context(|| format!("write {}", wanted.display()))?;
     let interpreter = python::environment(&wanted, &folder.join("python"), &[])?;
     Ok(interpreter.parent().map(Path::to_path_buf).unwrap_or_default())

@@ -12,6 +12,7 @@ mod lanes;
 mod life;
 mod share;
 mod swap;
+mod trial;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
