@@ -1,6 +1,7 @@
 //! What needs no compiler: wrong usage, wrong folders, wrong files.
 
 use std::fs;
+use std::process::Command;
 
 use crate::Desk;
 
@@ -67,4 +68,23 @@ fn files_that_are_no_components_are_refused_by_kind() {
     let said = desk.run(&["check", "missing.wasm", "--output", "json"]).failed(1);
     let said: serde_json::Value = serde_json::from_str(&said).expect("JSON alone");
     assert!(said["error"].as_str().is_some_and(|error| error.contains("missing.wasm")), "{said}");
+}
+
+/// Neither what never ends nor what nobody writes to is read.
+#[test]
+fn special_and_huge_files_are_refused_at_once() {
+    let desk = Desk::new();
+    let made = Command::new("mkfifo").args([desk.path("fifo.wasm"), desk.path("plugin.json")]).status();
+    assert!(made.expect("run mkfifo").success());
+    let said = desk.run(&["check", "fifo.wasm"]).failed(1);
+    assert!(said.contains("fifo.wasm"), "{said}");
+    let said = desk.run(&["check"]).failed(1);
+    assert!(said.contains("plugin.json"), "{said}");
+    let said = desk.run(&["check", "/dev/zero"]).failed(1);
+    assert!(said.contains("/dev/zero"), "{said}");
+    fs::File::create(desk.path("huge.wasm")).expect("create a file").set_len(1 << 40).expect("make it huge");
+    let said = desk.run(&["check", "huge.wasm"]).failed(1);
+    assert!(said.contains("huge.wasm"), "{said}");
+    fs::create_dir(desk.path("folder.wasm")).expect("make a folder");
+    desk.run(&["check", "folder.wasm"]).failed(1);
 }
