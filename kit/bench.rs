@@ -11,7 +11,6 @@ use witan_plugin::trial::{Configured, Trial, Unanswered};
 use crate::case::{self, Case, Expects};
 use crate::output::{self, Output, grouped};
 use crate::subject::{self, Subject};
-use crate::verify;
 
 /// Calls before the first that counts: by then the plugin has allocated what it works with.
 const WARM_UP: usize = 50;
@@ -56,7 +55,7 @@ impl Measured {
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let subject = Subject::read(&args.subject)?;
     let trial = subject.prepare()?;
-    let folder = verify::Args::folder(&args.subject, args.cases.as_deref());
+    let folder = args.subject.cases(args.cases.as_deref());
     let cases = case::read_all(&folder, trial.hook())?;
     let cases: Vec<&Case> = cases.iter().filter(|case| !matches!(case.expects, Expects::Refused(_))).collect();
     let first = cases.first().with_context(|| format!("{} has no case that asks something", folder.display()))?;

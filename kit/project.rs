@@ -65,11 +65,6 @@ impl Project {
     pub fn module(&self) -> PathBuf {
         self.folder.join("build").join(format!("{}.core.wasm", self.name))
     }
-
-    /// The folder of its cases.
-    pub fn cases(&self) -> PathBuf {
-        self.folder.join("cases")
-    }
 }
 
 /// Checks that a plugin may have this name, which is also a package's and a file's.

@@ -1,6 +1,6 @@
 //! The component that a command is about: a file that is named, or what the project in the working folder has built.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use witan_kernel::limit::{COMPONENT_BYTES, PLUGIN_CONFIGURATION_BYTES};
@@ -17,6 +17,13 @@ pub struct Named {
     /// The project's folder
     #[arg(long, value_name = "FOLDER", default_value = ".")]
     pub project: PathBuf,
+}
+
+impl Named {
+    /// The folder with the cases: the one that is given, or the project's.
+    pub fn cases(&self, given: Option<&Path>) -> PathBuf {
+        given.map_or_else(|| self.project.join("cases"), Path::to_path_buf)
+    }
 }
 
 /// A component that has been read.

@@ -32,13 +32,6 @@ pub struct Args {
     pub cases: Option<PathBuf>,
 }
 
-impl Args {
-    /// The folder with the cases.
-    pub fn folder(subject: &subject::Named, cases: Option<&Path>) -> PathBuf {
-        cases.map_or_else(|| subject.project.join("cases"), Path::to_path_buf)
-    }
-}
-
 /// What became of one case, or of the probe: `Err` has what is wrong.
 struct Outcomes(Vec<(String, Result<(), String>)>);
 
@@ -46,7 +39,7 @@ struct Outcomes(Vec<(String, Result<(), String>)>);
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let subject = Subject::read(&args.subject)?;
     let trial = subject.prepare()?;
-    let folder = Args::folder(&args.subject, args.cases.as_deref());
+    let folder = args.subject.cases(args.cases.as_deref());
     let cases = case::read_all(&folder, trial.hook())?;
     ensure!(!cases.is_empty(), "{} has no case: write one, such as those of a new project", folder.display());
     let mut outcomes: Vec<(String, Result<(), String>)> =

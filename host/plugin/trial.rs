@@ -198,11 +198,6 @@ impl Configured {
         self.counters.read().instances
     }
 
-    /// The gauges that the plugin has set.
-    pub fn gauges(&self) -> Vec<(String, f64)> {
-        self.counters.gauges()
-    }
-
     fn ask<T>(&mut self, question: impl FnOnce(&mut Instance) -> Result<T, Fault>) -> Result<T, Unanswered> {
         let mut instance = match self.instance.take() {
             Some(instance) => instance,
