@@ -61,7 +61,7 @@ fn find(own: Option<PathBuf>, path: Option<&OsStr>, subcommand: &str) -> anyhow:
     let beside = own.as_deref().and_then(|own| Some(own.parent()?.to_owned()));
     let folders = beside.iter().cloned().chain(path.iter().flat_map(std::env::split_paths));
     let Some(found) = folders.map(|folder| folder.join(PROGRAM)).find(|program| program.is_file()) else {
-        let beside = beside.map_or("this program's folder".to_owned(), |folder| folder.display().to_string());
+        let beside = beside.as_ref().map_or("this program's folder".to_owned(), |folder| folder.display().to_string());
         bail!(
             "`witan plugin {subcommand}` is a part of the author's kit, whose program {PROGRAM} is neither in {beside} nor in PATH; \
              put it there, or build it in a checkout of Witan: cargo build --release -p witan-kit"
