@@ -133,7 +133,11 @@ pub const OWNED: [Owned; 11] = [
     Owned { path: &["axum"], rooms: &["features", "grpc", "console"], reason: "HTTP is an edge" },
     Owned { path: &["rustls"], rooms: &["net"], reason: "connections are secured in net" },
     Owned { path: &["jsonwebtoken"], rooms: &["access"], reason: "credentials are verified in access" },
-    Owned { path: &["clap"], rooms: &["config", "cli", "kit", "demo", "xtask"], reason: "only programs read a command line" },
+    Owned {
+        path: &["clap"],
+        rooms: &["config", "cli", "kit", "demo", "xtask"],
+        reason: "only programs read a command line",
+    },
     Owned {
         path: &["tonic", "Status"],
         rooms: &["wire", "grpc", "cli", "node", "peer", "demo", "sim"],
