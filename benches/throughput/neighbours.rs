@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::{Value, json};
-use witan::cli::args;
 use witan::cli::bench::load::{Load, Mode};
 use witan::cli::bench::measured::{Measured, Progress};
 use witan::cli::bench::pace::{Rate, Until};

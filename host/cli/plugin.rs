@@ -2,6 +2,7 @@
 
 mod candidates;
 mod fenced;
+pub mod kit;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -171,6 +172,24 @@ pub enum Command {
         /// A digest, name@version, or name
         plugin: String,
     },
+    /// Author's kit: make a project for a plugin, in a folder of its own
+    #[command(after_help = kit::EXAMPLES)]
+    New(kit::Args),
+    /// Author's kit: compile a project to a component
+    #[command(after_help = kit::EXAMPLES)]
+    Build(kit::Args),
+    /// Author's kit: say whether a coordinator accepts a component, and what it takes of which limit
+    #[command(after_help = kit::EXAMPLES)]
+    Check(kit::Args),
+    /// Author's kit: try a component on cases, and its laws
+    #[command(after_help = kit::EXAMPLES)]
+    Test(kit::Args),
+    /// Author's kit: measure how long a component takes to answer
+    #[command(after_help = kit::EXAMPLES)]
+    Bench(kit::Args),
+    /// Author's kit: build, upload and bind a project whenever it changes
+    #[command(after_help = kit::EXAMPLES)]
+    Dev(kit::Args),
 }
 
 /// A binding that is to be changed without naming a plugin.
@@ -312,6 +331,12 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
         Command::Bindings { tenant } => bindings(global, tenant).await,
         Command::Events { new, count } => events(global, new, count).await,
         Command::Remove { plugin } => remove(global, plugin).await,
+        Command::New(args) => match kit::become_it(global, "new", &args)? {},
+        Command::Build(args) => match kit::become_it(global, "build", &args)? {},
+        Command::Check(args) => match kit::become_it(global, "check", &args)? {},
+        Command::Test(args) => match kit::become_it(global, "test", &args)? {},
+        Command::Bench(args) => match kit::become_it(global, "bench", &args)? {},
+        Command::Dev(args) => match kit::become_it(global, "dev", &args)? {},
     }
 }
 

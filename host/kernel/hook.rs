@@ -349,7 +349,7 @@ pub trait Hooks: Send + Sync + 'static {
         None
     }
 
-    /// Told what the version in force has answered: what is tried beside it may be asked the same, off this thread.
+    /// Hears what the version in force has answered: what is tried beside it may be asked the same, off this thread.
     fn policy_answered(&self, _: &Key, _: &PolicyQuestion<'_>, _: &Asked<PolicyAnswer>) {}
 
     /// Asks the consistency policy elsewhere, if it takes too long for a thread that serves others. `None`: ask it with [`Self::policy`].

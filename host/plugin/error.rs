@@ -90,6 +90,14 @@ impl PluginError {
         }
     }
 
+    /// A plugin, as name@version, has not passed its probe.
+    pub(crate) fn unprobed(plugin: String, error: ProbeError) -> Self {
+        if error.is_wall_time() {
+            return Self::HostBusy(format!("{plugin}: {error}; this machine is overloaded: try again later"));
+        }
+        Self::refused(Why::Probe { plugin, error })
+    }
+
     pub(crate) fn refused(why: impl Into<Why>) -> Self {
         Self::Refused(Refusal(Box::new(why.into())))
     }

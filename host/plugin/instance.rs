@@ -131,7 +131,8 @@ impl Instance {
         self.calls < budget.calls && self.bytes().saturating_sub(self.first_bytes) <= budget.growth
     }
 
-    fn bytes(&self) -> usize {
+    /// Bytes of all its memories.
+    pub(crate) fn bytes(&self) -> usize {
         self.store.data().memory.bytes
     }
 

@@ -13,6 +13,7 @@
 //!    turn, and what happens when it fails; [`candidate`], `tried`: what is tried beside it; [`history`]: what has become of a slot.
 //! 7. `upload`, [`registry`]: [`PluginHost`], which puts a version in force; `folder` watches for new components; [`event`] and [`metrics`]
 //!    report what happened; [`error`] says why a change was not made.
+//! 8. [`trial`]: a component and its author, without any of 6 and 7.
 //!
 //! Invariants: an instance serves one tenant and one binding. A call is bounded in time, memory, stack and in the size of its result. A
 //! guest that fails loses only its own instance. Nothing blocks a serving thread: resolvers, the disk and the binding store have
@@ -52,6 +53,7 @@ mod snapshot;
 mod spawn;
 pub mod tally;
 mod tenant;
+pub mod trial;
 mod tried;
 mod turn;
 mod uncompiled;
@@ -66,3 +68,4 @@ pub use error::PluginError;
 pub use limit::{Budget, Limits};
 pub use registry::{BindRequest, PluginHost, Settings, TryRequest};
 pub use upload::Upload;
+pub use validate::Inspection;

@@ -71,14 +71,14 @@ impl ProbeError {
     }
 }
 
-/// Probes a plugin under the configuration of its binding.
-pub(crate) fn probe(plan: &Plan, hook: Hook, deterministic: bool) -> Result<(), ProbeError> {
+/// Probes a plugin under the configuration of its binding. A resolver's laws are tried on `values` besides its own samples.
+pub(crate) fn probe(plan: &Plan, hook: Hook, deterministic: bool, values: &[Bytes]) -> Result<(), ProbeError> {
     let counters = Arc::new(Counters::default());
     let (cpu_until, until) = (thread_cpu() + PROBE, Instant::now() + PROBE_WALL);
     let mut pair = Pair { plan, counters, cpu_until, until, first: None, second: None };
     match hook {
         Hook::ConsistencyPolicy => probe_policy(&mut pair, deterministic),
-        Hook::ConflictResolver => probe_resolver(&mut pair),
+        Hook::ConflictResolver => probe_resolver(&mut pair, values),
         Hook::RoutingHook => probe_routing(&mut pair),
     }
 }
@@ -185,10 +185,11 @@ fn probe_routing(pair: &mut Pair<'_>) -> Result<(), ProbeError> {
     Ok(())
 }
 
-fn probe_resolver(pair: &mut Pair<'_>) -> Result<(), ProbeError> {
+fn probe_resolver(pair: &mut Pair<'_>, more: &[Bytes]) -> Result<(), ProbeError> {
     let samples = pair.ask(false, |instance| instance.samples())?.map_err(Fault::Declined)?;
     let mut values: Vec<Bytes> = samples.into_iter().filter(|v| v.len() <= SAMPLE_BYTES).take(SAMPLES).collect();
     values.extend(COMMON.map(Bytes::from_static));
+    values.extend(more.iter().filter(|value| value.len() <= SAMPLE_BYTES).cloned());
     let mut laws = Laws { pair, asked: Vec::new(), kept: 0 };
     for (i, a) in values.iter().enumerate() {
         for b in &values[i + 1..] {

@@ -80,6 +80,52 @@ pub(crate) fn validate(bytes: &[u8], limits: &Limits) -> Result<Hook, ComponentE
     Ok(hook)
 }
 
+/// What a component consists of, for its author: whether or not it keeps the rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspection {
+    /// Size of the component, in bytes.
+    pub bytes: usize,
+    /// Names of what it imports.
+    pub imports: Vec<String>,
+    /// Names of what it exports.
+    pub exports: Vec<String>,
+    /// The hook whose interface it exports, if it exports one and no other.
+    pub hook: Option<Hook>,
+    /// Core functions that it defines.
+    pub functions: usize,
+    /// Size of its largest function body, in bytes.
+    pub largest_function: usize,
+    /// Core instances, which it makes of its core modules.
+    pub instances: usize,
+    /// Memories that its core modules define.
+    pub memories: usize,
+    /// Size of these memories at the start, in bytes.
+    pub memory_bytes: u64,
+    /// Tables that its core modules define.
+    pub tables: usize,
+    /// Elements of these tables at the start.
+    pub table_elements: u64,
+}
+
+/// Looks at a component without judging it. Fails if the bytes are no binary component.
+pub(crate) fn inspect(bytes: &[u8]) -> Result<Inspection, ComponentError> {
+    check_preamble(bytes)?;
+    let contents = Contents::read(bytes)?;
+    Ok(Inspection {
+        bytes: bytes.len(),
+        hook: find_hook(&contents).ok(),
+        functions: contents.functions,
+        largest_function: contents.largest,
+        instances: contents.instances,
+        memories: contents.memories.len(),
+        memory_bytes: contents.memory_bytes(),
+        tables: contents.tables.len(),
+        table_elements: contents.table_elements(),
+        imports: contents.imports,
+        exports: contents.exports,
+    })
+}
+
 fn check_preamble(bytes: &[u8]) -> Result<(), ComponentError> {
     match bytes {
         [] => Err(ComponentError::Empty),
@@ -101,6 +147,8 @@ struct Contents {
     functions: usize,
     /// Bytes of the largest function body.
     largest: usize,
+    /// Core instances that are made of core modules.
+    instances: usize,
     memories: Vec<MemoryType>,
     tables: Vec<TableType>,
 }
@@ -141,6 +189,11 @@ impl Contents {
             Payload::CodeSectionEntry(body) => {
                 self.largest = self.largest.max(body.range().len());
             }
+            Payload::InstanceSection(section) => {
+                for instance in section {
+                    self.instances += usize::from(matches!(instance?, wasmparser::Instance::Instantiate { .. }));
+                }
+            }
             Payload::MemorySection(section) => {
                 for memory in section {
                     self.memories.push(memory?);
@@ -154,6 +207,17 @@ impl Contents {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Bytes of all memories at the start.
+    fn memory_bytes(&self) -> u64 {
+        let page = |memory: &MemoryType| 1_u64 << memory.page_size_log2.unwrap_or(16);
+        self.memories.iter().fold(0, |sum, it| sum.saturating_add(it.initial.saturating_mul(page(it))))
+    }
+
+    /// Elements of all tables at the start.
+    fn table_elements(&self) -> u64 {
+        self.tables.iter().fold(0, |sum, table| sum.saturating_add(table.initial))
     }
 }
 
@@ -215,12 +279,11 @@ fn check_sizes(contents: &Contents, memory: usize) -> Result<(), ComponentError>
     if memories > limit::STORE_ITEMS || tables > limit::STORE_ITEMS {
         return Err(ComponentError::StoreItems { memories, tables });
     }
-    let page = |memory: &MemoryType| 1_u64 << memory.page_size_log2.unwrap_or(16);
-    let bytes = contents.memories.iter().fold(0_u64, |sum, m| sum.saturating_add(m.initial.saturating_mul(page(m))));
+    let bytes = contents.memory_bytes();
     if bytes > memory as u64 {
         return Err(ComponentError::Memory { bytes, limit: memory });
     }
-    let elements = contents.tables.iter().fold(0_u64, |sum, table| sum.saturating_add(table.initial));
+    let elements = contents.table_elements();
     if elements > limit::TABLE_ELEMENTS as u64 {
         return Err(ComponentError::TableElements(elements));
     }

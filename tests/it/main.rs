@@ -33,6 +33,7 @@ mod harness;
 mod healing;
 mod health;
 mod hostile;
+mod kit;
 mod placement;
 mod previous;
 mod repeated;

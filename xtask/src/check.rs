@@ -9,7 +9,7 @@ use crate::run::{self, Steps, Tally, cargo, count_tests, run};
 use crate::sim;
 
 /// Packages whose unit tests (those in the library, and in xtask's program) run: they need nothing but a temporary folder.
-const TESTED: [&str; 13] = [
+const TESTED: [&str; 15] = [
     "witan-kernel",
     "witan-wire",
     "witan-origin",
@@ -20,6 +20,9 @@ const TESTED: [&str; 13] = [
     "witan-upkeep",
     "witan-peer",
     "witan-control",
+    "witan-guests",
+    // Its tests in tests/it build plugins.
+    "witan-kit",
     // Tests of components and hostile plugins, in tests/it of this package, take minutes.
     "witan-plugin",
     // Access, config, grpc, console, process, cli. Tests in tests/it of this package start processes.

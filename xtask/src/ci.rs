@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 
 use crate::run::{self, Steps, cargo, run};
-use crate::{check, deploy, first_week, fuzz, pages, test};
+use crate::{authors, check, deploy, first_week, fuzz, pages, test};
 
 /// Checks everything, in the order in which a mistake is found soonest, and stops at the first step that fails. Prints the minutes of
 /// each step. `commands` are this program's own: the documentation is checked against them.
@@ -36,5 +36,6 @@ fn all(steps: &mut Steps, commands: &clap::Command) -> Result<()> {
     steps.step("fuzz targets: corpora, and a minute of each", || fuzz::every_target(&fuzz))?;
     steps.step("deployment: image, chart, units, alerts", || deploy::check(&witan))?;
     steps.step("docs/first-week.md as a script", || first_week::check(&witan, &plugins))?;
+    steps.step("docs/authors as scripts", || authors::check(&witan, &authors::IN_CI))?;
     steps.step("pages: links and commands", || pages::check(&root, commands, &witan))
 }

@@ -4,6 +4,7 @@
 // A binary has no users who could reach too much.
 #![allow(unreachable_pub)]
 
+mod authors;
 mod check;
 mod ci;
 mod demo;
@@ -17,6 +18,7 @@ mod pages;
 mod previous;
 mod python;
 mod run;
+mod script;
 mod server;
 mod sim;
 mod test;
@@ -74,7 +76,7 @@ enum Command {
     ///
     /// Not part of `ci`: it runs the kernel's tests more than a thousand times.
     Mutants(mutants::Arguments),
-    /// Install the programs that tests run: PostgreSQL, Redis, strace
+    /// Install the programs that tests run: PostgreSQL, Redis, strace, compilers of plugins
     ///
     /// Installs only what is missing, with apt-get or Homebrew. `test` and `ci` do this first; run it yourself before running
     /// single tests with cargo.
@@ -106,6 +108,11 @@ enum Command {
     /// replaced and killed, certificates renewed. Uses free ports, a PostgreSQL and a Redis started for it, and a temporary folder;
     /// takes about half a minute once everything is built. Exits with 1 if a command or a request failed or a value was lost.
     FirstWeek(first_week::Arguments),
+    /// Run the pages in docs/authors as scripts: from an empty folder to a plugin that is bound on a running cluster
+    ///
+    /// The pages' code blocks are the scripts. The compilers of other languages than Rust are installed into target/authors, at the
+    /// versions that kit/guests/pins.txt names. Takes about two minutes once everything is built.
+    Authors(authors::Arguments),
     /// Check everything that must pass before a change is merged: format, lints, documentation, tests, deployment
     Ci,
 }
@@ -129,13 +136,14 @@ fn carry_out(command: Command) -> Result<()> {
         Command::Sim(arguments) => sim::sim(&arguments),
         Command::Fuzz(arguments) => fuzz::fuzz(&arguments),
         Command::Mutants(arguments) => mutants::mutants(&arguments),
-        Command::Setup => tools::install(),
+        Command::Setup => tools::install().and_then(|()| authors::compilers().map(drop)),
         Command::Test => test::test(),
         Command::Plugins => run::guests().map(drop),
         Command::Previous => previous::previous(),
-        Command::Pages => pages::check(&run::root(), &Arguments::command(), &run::witan()?),
+        Command::Pages => pages::check(&run::root(), &Arguments::command(), &run::authoring()?),
         Command::DeployCheck(arguments) => deploy::run(&arguments),
         Command::FirstWeek(arguments) => first_week::run(&arguments),
+        Command::Authors(arguments) => authors::run(&arguments),
         Command::Ci => ci::ci(&Arguments::command()),
     }
 }

@@ -162,6 +162,13 @@ pub fn witan() -> Result<PathBuf> {
     program(&built, "witan")
 }
 
+/// Builds the programs `witan` and `witan-plugin`, which is beside it, and returns the former.
+pub fn authoring() -> Result<PathBuf> {
+    let built = build(&["build", "-p", "witan", "-p", "witan-kit", "-p", FEATURES, "--bins"])?;
+    program(&built, "witan-plugin")?;
+    program(&built, "witan")
+}
+
 /// Builds the programs of the demonstration, without what only tests need.
 pub fn programs() -> Result<Programs> {
     let built = build(&["build", "-p", "witan", "-p", "witan-demo", "-p", FEATURES, "--bins"])?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::run::{self, Steps, Tally, cargo, count_tests};
 use crate::server::Server;
-use crate::{previous, python, tools};
+use crate::{authors, previous, python, tools};
 
 /// Runs everything; fails if a test does.
 pub fn test() -> Result<()> {
@@ -37,6 +37,7 @@ pub struct Tested {
 pub fn all(steps: &mut Steps) -> Result<Tested> {
     let plugins = steps.step("build the plugins", run::guests)?;
     steps.step("find the programs that tests run", tools::install)?;
+    steps.step("find the compilers of plugins", authors::compilers)?;
     let run::Tested { witan, fuzz, dependencies } = steps.step("compile", run::tests)?;
     steps.step("single packages reuse what is compiled", || {
         SINGLE.iter().try_for_each(|package| reuse(package, &dependencies))

@@ -22,7 +22,7 @@ use super::{Binding, HostState, Inner, LiveBinding, compiler_wait};
 use crate::binding::{BindingRecord, BindingVersion, Partitioning, Reference, SlotRecord};
 use crate::describe::describe;
 use crate::digest::Digest;
-use crate::error::{PluginError, Why};
+use crate::error::PluginError;
 use crate::event::{Event, EventKind};
 use crate::history::{Author, Entry, What};
 use crate::instance::Program;
@@ -279,15 +279,8 @@ impl Inner {
         if lock(&self.state).probed.contains(&case) {
             return Ok(());
         }
-        crate::probe::probe(plan, artifact.hook, artifact.deterministic).map_err(|error| {
-            let plugin = artifact.plugin();
-            if error.is_wall_time() {
-                return PluginError::HostBusy(format!(
-                    "{plugin}: {error}; this machine is overloaded: try again later"
-                ));
-            }
-            PluginError::refused(Why::Probe { plugin, error })
-        })?;
+        crate::probe::probe(plan, artifact.hook, artifact.deterministic, &[])
+            .map_err(|error| PluginError::unprobed(artifact.plugin(), error))?;
         let mut state = lock(&self.state);
         // Bounded by starting over: probing a plugin once more does no harm.
         if state.probed.len() >= limit::ARTIFACTS {

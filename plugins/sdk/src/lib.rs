@@ -23,8 +23,9 @@
 //! # fn main() {}
 //! ```
 //!
-//! Build the crate as a `cdylib` for `wasm32-unknown-unknown` and convert the module to a component; `cargo xtask plugins` does both. On
-//! other targets the macros expand to nothing, so that plugins can have ordinary unit tests.
+//! Build the crate as a `cdylib` for `wasm32-unknown-unknown` and convert the module to a component; `witan plugin build` does both, and
+//! `cargo xtask plugins` for the plugins of Witan's own repository. On other targets the macros expand to nothing, so that plugins can have
+//! ordinary unit tests.
 
 mod bindings;
 mod config;

@@ -14,6 +14,7 @@ mod lanes;
 mod life;
 mod share;
 mod swap;
+mod trial;
 mod turns;
 
 use std::path::{Path, PathBuf};

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{output, run, say};
+use crate::{output, run, say};
 
 /// The packages that are needed; their dependencies are added where [`FOLLOWED`] says so.
 const WANTED: [&str; 3] = ["rustc-web", "libstd-rust-web-dev", "rust-web-src"];

@@ -1,0 +1,112 @@
+//! `cargo xtask authors`: runs the pages in docs/authors, each from an empty folder to a plugin that is bound on a running cluster.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail};
+use witan_guests::pins::{self, Pin};
+use witan_servers::{Port, Workplace};
+
+use crate::script::{script, with_ports};
+use crate::{python, run};
+
+/// The folder of the pages, below the repository's root.
+const FOLDER: &str = "docs/authors";
+/// Every port that the pages name; each is replaced by a free one.
+const PORTS: [&str; 2] = ["50051", "9090"];
+/// Languages whose pages `cargo xtask ci` runs.
+pub const IN_CI: [&str; 2] = ["rust", "c"];
+
+/// Options of `cargo xtask authors`.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The languages whose pages are run [default: those that `ci` runs]
+    languages: Vec<String>,
+}
+
+/// Runs the pages with programs built from this repository.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let named: Vec<&str> = arguments.languages.iter().map(String::as_str).collect();
+    check(&run::authoring()?, if named.is_empty() { &IN_CI } else { &named })
+}
+
+/// Runs the pages with this program, beside which the kit's is.
+pub fn check(witan: &Path, languages: &[&str]) -> Result<()> {
+    let python = compilers()?;
+    for language in languages {
+        let started = Instant::now();
+        page(&format!("{FOLDER}/{language}.md"), witan, &python)?;
+        println!("\n{FOLDER}/{language}.md took {} minutes.", run::minutes(started.elapsed()));
+    }
+    Ok(())
+}
+
+/// The folder with the programs of a Python environment that has the pinned compilers.
+pub fn compilers() -> Result<PathBuf> {
+    let folder = run::root().join("target/authors");
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let wanted = folder.join("requirements.txt");
+    let pinned: Vec<String> = pins::all().filter(needed).map(|pin| pin.spelt() + "\n").collect();
+    fs::write(&wanted, pinned.concat()).with_context(|| format!("write {}", wanted.display()))?;
+    let interpreter = python::environment(&wanted, &folder.join("python"), &[])?;
+    Ok(interpreter.parent().map(Path::to_path_buf).unwrap_or_default())
+}
+
+/// Whether a pinned tool is for a language that has a page.
+fn needed(pin: &Pin) -> bool {
+    pin.package == "ziglang"
+}
+
+fn page(name: &str, witan: &Path, python: &Path) -> Result<()> {
+    let text = fs::read_to_string(run::root().join(name)).with_context(|| format!("read {name}"))?;
+    let ports = PORTS.map(|documented| (documented, Port::free()));
+    let ports = ports.each_ref().map(|(documented, free)| (*documented, free.number()));
+    let script = script(name, &with_ports(&text, &ports))?;
+    let workplace = Workplace::new("witan-authors-");
+    // The page begins in an empty folder.
+    let (folder, bin) = (workplace.path().join("page"), workplace.path().join("bin"));
+    for folder in [&folder, &bin] {
+        fs::create_dir(folder).with_context(|| format!("create {}", folder.display()))?;
+    }
+    let witan = fs::canonicalize(witan).with_context(|| format!("find {}", witan.display()))?;
+    for program in [witan.clone(), witan.with_file_name("witan-plugin")] {
+        let link = bin.join(program.file_name().unwrap_or_default());
+        symlink(&program, &link).with_context(|| format!("link {}", program.display()))?;
+    }
+    let file = workplace.path().join("page.sh");
+    fs::write(&file, &script).with_context(|| format!("write {}", file.display()))?;
+    let mut bash = Command::new("bash");
+    bash.arg(&file).current_dir(&folder).stdin(Stdio::null());
+    // Variables that the user has set for `witan` must not reach the page's programs.
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| name.starts_with("WITAN_"))) {
+        bash.env_remove(name);
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path = env::join_paths([bin, python.to_owned()].into_iter().chain(env::split_paths(&path)));
+    let status = bash.env("PATH", path.context("make a search path")?).status().context("run bash")?;
+    if !status.success() {
+        let log = fs::read_to_string(folder.join("dev.log")).unwrap_or_default();
+        bail!("{name} does not work as written: the line that failed is named above\n{log}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_page_is_a_script_that_tests_and_binds_what_it_builds() {
+        for language in IN_CI {
+            let name = format!("{FOLDER}/{language}.md");
+            let page = fs::read_to_string(run::root().join(&name)).unwrap();
+            let script = script(&name, &page).unwrap();
+            for command in ["new", "build", "test", "check", "bench", "push", "bind"] {
+                assert!(script.contains(&format!("witan plugin {command}")), "{name}: {command}");
+            }
+        }
+    }
+}
