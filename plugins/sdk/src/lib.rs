@@ -30,6 +30,7 @@ mod bindings;
 mod config;
 mod export;
 pub mod host;
+pub mod join;
 pub mod policy;
 pub mod resolver;
 pub mod routing;
