@@ -8,7 +8,8 @@
 //! that wait), [`crash`] (`kill -9` under load), [`damaged`] (damaged stores), [`hostile`] (malicious clients), [`shared`] (several
 //! coordinators on PostgreSQL and Redis), [`placement`] (nodes and replication factors that change under load, also while
 //! processes are killed), [`previous`] (the previous version together with this one), [`tls`] (certificates and secrets on every
-//! connection, rotated under load), [`repeated`] (changes whose coordinator was killed before it had recorded them), [`trace`] (no
+//! connection, rotated under load), [`repeated`] (changes whose coordinator was killed before it had recorded them), [`resolvers`] (first-party
+//! conflict resolvers, and the pages about them), [`trace`] (no
 //! acknowledgement before its sync, observed from the operating system).
 //!
 //! Every test has its own folders and addresses, so all can run at once, and no process outlives its test.
@@ -35,6 +36,7 @@ mod hostile;
 mod placement;
 mod previous;
 mod repeated;
+mod resolvers;
 mod shared;
 mod spans;
 mod tls;
