@@ -8,10 +8,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 use witan_kernel::hook::{
-    Asked, Hook, Hooks, Native, Partition, Pending, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion,
-    Verdict,
+    Asked, Candidate, Hook, Hooks, Native, Partition, Pending, PolicyAnswer, PolicyQuestion, ResolverQuestion, Verdict,
 };
-use witan_kernel::name::{Key, NodeId, TenantId};
+use witan_kernel::name::{Key, TenantId, Zone};
 
 use crate::limit;
 use crate::pool::Pool;
@@ -262,9 +261,13 @@ impl Hooks for TenantHooks {
         }
     }
 
-    fn prefer(&self, key: &Key, replicas: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
+    fn has_routing(&self) -> bool {
+        self.binding(Hook::RoutingHook).is_some()
+    }
+
+    fn prefer(&self, key: &Key, candidates: &[Candidate], zone: Option<&Zone>) -> Asked<Vec<u8>> {
         match self.binding(Hook::RoutingHook) {
-            Some(binding) => match binding.ask(|instance| instance.prefer(key.bytes(), replicas)) {
+            Some(binding) => match binding.ask(|instance| instance.prefer(key.bytes(), candidates, zone)) {
                 // Without a preference, replicas are read in the native order.
                 Asked::Faulted { reason, by, .. } => Asked::Faulted { reason, fail: false, by },
                 asked => asked,
@@ -301,7 +304,11 @@ impl Hooks for Unbound {
         if generation == 0 { Partition::Native } else { Partition::Unknown }
     }
 
-    fn prefer(&self, key: &Key, replicas: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
-        Native.prefer(key, replicas)
+    fn has_routing(&self) -> bool {
+        Native.has_routing()
+    }
+
+    fn prefer(&self, key: &Key, candidates: &[Candidate], zone: Option<&Zone>) -> Asked<Vec<u8>> {
+        Native.prefer(key, candidates, zone)
     }
 }

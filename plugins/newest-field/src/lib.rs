@@ -29,7 +29,7 @@ use crate::field::{Path, Rank};
 
 /// Most bytes that the siblings of one question may have together. Looking for a field takes time in proportion to them, and for so many
 /// it stays well below the CPU time of a call. Larger ones are kept.
-const SIBLINGS_BYTES: usize = 4 << 20;
+const SIBLINGS_BYTES: usize = 1 << 20;
 
 /// The resolver.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use crate::resolver::{Question, Verdict};
 
 /// Most bytes that the siblings of one question may have together, and the joined value, for [`joined`] to merge them: so many that parsing
 /// and joining them stays well below the CPU time and the memory of a call, whatever they contain. Larger ones are kept.
-pub const JOINED_BYTES: usize = 1 << 20;
+pub const JOINED_BYTES: usize = 256 << 10;
 
 /// A kind of value with a join: the least value that contains two others.
 ///
@@ -121,6 +121,6 @@ mod tests {
         let reason = |values: &[&[u8]]| join_all::<Greatest>(&question(values)).unwrap_err().to_string();
         assert_eq!(reason(&[b"a", b"bc"]), "sibling 2 is not joined: it has 2 bytes");
         let large = vec![0; JOINED_BYTES];
-        assert_eq!(reason(&[&large, b"a"]), "they have 1048577 bytes, of which at most 1048576 are joined");
+        assert_eq!(reason(&[&large, b"a"]), "they have 262145 bytes, of which at most 262144 are joined");
     }
 }

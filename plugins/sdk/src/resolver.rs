@@ -14,6 +14,12 @@ pub trait ConflictResolver: Plugin {
     /// Decides one conflict. There is at least one sibling.
     fn resolve(&self, question: &Question) -> Result<Verdict, Error>;
 
+    /// Decides several conflicts with one call, each as [`Self::resolve`] does. Only worth implementing where that takes less time than one
+    /// after the other.
+    fn resolve_many(&self, questions: &[Question]) -> Vec<Result<Verdict, Error>> {
+        questions.iter().map(|question| self.resolve(question)).collect()
+    }
+
     /// A few sample values of the kind that this resolver merges, as varied as possible: the host checks the laws on them.
     fn samples() -> Vec<Vec<u8>> {
         Vec::new()

@@ -12,6 +12,7 @@ mod lanes;
 mod life;
 mod share;
 mod swap;
+mod versions;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -166,6 +167,8 @@ fn question(value_bytes: u32) -> PolicyQuestion<'static> {
         deadline_ms: 1000,
         value_bytes,
         replicas: &[HEALTHY; 3],
+        zones: &[],
+        zone: None,
     }
 }
 
