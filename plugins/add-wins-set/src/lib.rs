@@ -1,7 +1,7 @@
 //! Conflict resolver: a set of texts from which elements can be removed for good. An element that one writer adds while another one removes
 //! it is in the set afterwards: the addition wins.
 //!
-//! A set is a JSON object with its elements, each with the tags of its additions, and with the greatest tag of each writer that it has seen:
+//! A set is a JSON object with its elements, each with the tags of its additions, and the greatest tag of each writer that it has seen:
 //!
 //! ```json
 //! {"elements": {"milk": {"phone": 2}, "bread": {"laptop": 1}}, "seen": {"laptop": 1, "phone": 2}}

@@ -1,4 +1,4 @@
-//! A conflict resolver as one was written for version 0.1.0 of the interface, with nothing but its WIT and a generator of bindings. It keeps
+//! A conflict resolver as it was written for version 0.1.0 of the interface, with nothing but its WIT and a generator of bindings. It keeps
 //! the greatest value, byte by byte. Tests of the host bind it: components of released versions go on working.
 
 #[cfg(target_arch = "wasm32")]

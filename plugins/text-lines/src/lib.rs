@@ -4,7 +4,7 @@
 //! empty lines are left out. So it serves lists whose order does not matter: allowed addresses, tags, the ids of what has been done.
 //!
 //! To add lines, a client reads the text and writes it with the new lines and the context of the read. A line that one writer removes
-//! reappears if a concurrent write has it still; use `add-wins-set` where removals matter. If a sibling is not UTF-8, all siblings are kept.
+//! reappears if a concurrent write has it still; use `add-wins-set` where removals matter. If a sibling is not UTF-8, all are kept.
 
 use std::collections::BTreeSet;
 

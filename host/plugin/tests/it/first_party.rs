@@ -93,7 +93,7 @@ async fn text_lines() {
     assert_eq!(resolve(&world, &["b\na\n", "c\r\na"]).await, merged("a\nb\nc\n"));
 }
 
-/// The largest values that each resolver looks into, made of as many parts as fit, of which each takes as much work and memory as can be; and
+/// The largest values that each resolver looks into, made of as many parts as fit, of which each takes as much work as can be; and
 /// deeper nesting and longer numbers than a client of good will writes. Under the CPU time that a resolver has.
 fn heavy(plugin: &str) -> [Vec<Bytes>; 3] {
     let bytes = if plugin == "newest-field" { 1 << 20 } else { 256 << 10 };
