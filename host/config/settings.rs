@@ -62,7 +62,7 @@ pub struct Server {
     pub host: String,
     pub port: u16,
     pub node_id: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub zone: Option<String>,
     pub data_dir: PathBuf,
     pub max_connections: usize,
