@@ -121,7 +121,7 @@ pub struct Defaults {
     pub read_timeout: Duration,
     /// A read asks a spare replica no later than this after the first ones.
     pub hedge_cap: Duration,
-    /// The zone of this coordinator, of which consistency policies and routing hooks are told.
+    /// The zone of this coordinator, which consistency policies and routing hooks know.
     pub zone: Option<Zone>,
     /// Limits of what may be in flight.
     pub limits: Limits,

@@ -78,7 +78,7 @@ macro_rules! severity {
 }
 use severity;
 
-/// What the calls of all versions have in common, as `Linked` and `Exports` of a version. `None` stands for a call of another hook.
+/// What the calls of all versions have in common, as `Linked` and `Exports` of a version. `None` represents a call of another hook.
 macro_rules! version {
     ($version:ident) => {
         use crate::bindings::$version::policy::exports::witan::plugin::policy as policy_wit;
@@ -257,7 +257,7 @@ impl Linked {
     }
 }
 
-/// The functions of an instance of any version. `None` stands for a call of another hook than the instance's.
+/// The functions of an instance of any version. `None` represents a call of another hook than the instance's.
 pub(crate) enum Exports {
     V0_1(v0_1::Exports),
     V0_2(v0_2::Exports),

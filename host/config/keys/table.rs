@@ -27,8 +27,8 @@ pub const KEYS: &[Key] = &[
     Key::new(
         "server.zone",
         Text,
-        "The zone in which this coordinator runs, one of those of the storage nodes. Consistency policies and routing hooks are \
-            told, say to read in the same zone.",
+        "The zone in which this coordinator runs, one of those of the storage nodes. Consistency policies and routing hooks \
+            know it, say to read in the same zone.",
     )
     .otherwise("none"),
     Key::new(

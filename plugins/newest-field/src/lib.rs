@@ -27,7 +27,7 @@ use witan_plugin_sdk::{ConfigIssue, ConflictResolver, Error, Plugin, Settings};
 
 use crate::field::{Path, Rank};
 
-/// Most bytes that the siblings of one question may have together. Looking for a field takes time in proportion to them, and for so many
+/// Most bytes that the siblings of one question may have together. Looking for a field takes time in proportion to them, and for this many
 /// it stays well below the CPU time of a call. Larger ones are kept.
 const SIBLINGS_BYTES: usize = 1 << 20;
 

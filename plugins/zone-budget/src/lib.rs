@@ -22,7 +22,7 @@ use witan_plugin_sdk::{ConfigIssue, ConsistencyPolicy, Error, Plugin, Settings, 
 
 /// What leaving the zone costs, in hundredths of a read; each read earns the percentage.
 const COST: u32 = 100;
-/// Most that can be saved up: after a quiet time, so many reads may leave the zone one after the other.
+/// Most that can be saved up: after a quiet time, this many reads may leave the zone one after the other.
 const SAVED: u32 = 10 * COST;
 /// Longer than any operation, in microseconds.
 const NEVER: u32 = u32::MAX;
