@@ -115,7 +115,7 @@ pub struct Candidate {
     pub zone: Option<Zone>,
 }
 
-/// A number of requests in flight as it is given to plugins, rounded down to a power of two. Finer steps would decide nothing, and with coarse
+/// Requests in flight as plugins know them, rounded down to a power of two. Finer steps would decide nothing, and with coarse
 /// ones most questions repeat, so that cached answers apply.
 pub fn coarse(in_flight: u32) -> u32 {
     in_flight.checked_ilog2().map_or(0, |power| 1 << power)

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::host::{self, Severity};
 use crate::resolver::{Question, Verdict};
 
-/// Most bytes that the siblings of one question may have together, and the joined value, for [`joined`] to merge them: few enough that parsing
+/// Most bytes that all siblings of a question may have, and the joined value, for [`joined`] to merge them: few enough that parsing
 /// and joining them stays well below the CPU time and the memory of a call, whatever they contain. Larger ones are kept.
 pub const JOINED_BYTES: usize = 256 << 10;
 
