@@ -129,7 +129,6 @@ fn has_handed_over_too_much(error: &wasmtime::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-
     use wasmtime::component::{Component, Linker};
     use wasmtime::{Engine, Instance, Module, Store};
 
