@@ -28,6 +28,23 @@ const CALLS: u32 = 100_000;
 /// Resolvers are called on separate threads.
 const RESOLUTIONS: u32 = 5_000;
 
+/// What is measured, the resolver, and the value of the writer of this number.
+type Resolver = (&'static str, &'static str, fn(u64) -> String);
+
+/// Resolvers, each with three small values.
+const RESOLVERS: [Resolver; 6] = [
+    ("shopping-cart merges three carts", "shopping-cart", |n| format!(r#"{{"items":{{"milk":{n},"bread-{n}":1}}}}"#)),
+    ("counter merges three counters", "counter", |n| format!(r#"{{"all":{n},"own-{n}":{{"up":{n},"down":1}}}}"#)),
+    ("add-wins-set merges three sets", "add-wins-set", |n| {
+        format!(r#"{{"elements":{{"milk":{{"a":1}},"bread-{n}":{{"w{n}":1}}}},"seen":{{"a":1,"w{n}":1}}}}"#)
+    }),
+    ("register-map merges three maps", "register-map", |n| {
+        format!(r#"{{"email":{{"value":"ada@example.org","time":{n}}},"own-{n}":{{"value":[{n}],"time":1}}}}"#)
+    }),
+    ("newest-field picks one of three", "newest-field", |n| format!(r#"{{"name":"Ada","updated":{n}}}"#)),
+    ("text-lines merges three texts", "text-lines", |n| format!("10.0.0.1\n10.0.0.{n}7\n")),
+];
+
 /// Measures every hook.
 pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
     let plugins = options.policy.parent().unwrap_or(Path::new("."));
@@ -77,7 +94,10 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
     let partition = hooks.partition_key(0, &key);
     anyhow::ensure!(matches!(partition, Partition::By { .. }), "a plugin does not answer: {partition:?}");
     results.push(("hash-tag finds a partition", nanos(|| _ = black_box(hooks.partition_key(0, black_box(&key))))));
-    results.push(("shopping-cart merges three carts", runtime.block_on(resolve(hooks.as_ref(), &key))?));
+    for (what, name, value) in RESOLVERS {
+        runtime.block_on(bind(&host, Hook::ConflictResolver, &plugins.join(format!("{name}.wasm"))))?;
+        results.push((what, runtime.block_on(resolve(host.hooks(&tenant).as_ref(), &key, value))?));
+    }
 
     let mut table = Table::new(["ONE CALL", "NS"]);
     results.iter().for_each(|(what, nanos)| table.row([(*what).to_owned(), format!("{nanos:.0}")]));
@@ -97,9 +117,8 @@ fn nanos(mut run: impl FnMut()) -> f64 {
     best
 }
 
-async fn resolve(hooks: &dyn Hooks, key: &Key) -> anyhow::Result<f64> {
-    let cart = |n: u64| Bytes::from(format!(r#"{{"items":{{"milk":{n},"bread-{n}":1}}}}"#));
-    let siblings: Vec<Sibling> = (1..=3).map(|n| Sibling { value: cart(n), time: n }).collect();
+async fn resolve(hooks: &dyn Hooks, key: &Key, value: fn(u64) -> String) -> anyhow::Result<f64> {
+    let siblings: Vec<Sibling> = (1..=3).map(|n| Sibling { value: Bytes::from(value(n)), time: n }).collect();
     let began = Instant::now();
     for _ in 0..RESOLUTIONS {
         answered(&hooks.resolve(ResolverQuestion { key: key.clone(), siblings: siblings.clone() }).await)?;
@@ -117,6 +136,8 @@ fn question() -> PolicyQuestion<'static> {
         deadline_ms: 1000,
         value_bytes: 256,
         replicas: &[WELL; 3],
+        zones: &[],
+        zone: None,
     }
 }
 

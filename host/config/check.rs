@@ -80,6 +80,9 @@ impl Check<'_> {
         if let Err(error) = NodeId::new(server.node_id.as_str()) {
             self.wrong("server.node_id", error.to_string());
         }
+        if let Some(Err(error)) = server.zone.as_deref().map(Zone::new) {
+            self.wrong("server.zone", error.to_string());
+        }
         match address(&server.host, server.port) {
             Err(error) => self.wrong("server.host", error.to_string()),
             Ok(listen) => {

@@ -62,6 +62,8 @@ pub struct Server {
     pub host: String,
     pub port: u16,
     pub node_id: String,
+    #[serde(default)]
+    pub zone: Option<String>,
     pub data_dir: PathBuf,
     pub max_connections: usize,
     #[serde(default)]

@@ -47,7 +47,7 @@ use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::hook::{Operation, Plugins};
-use witan_kernel::name::TenantId;
+use witan_kernel::name::{TenantId, Zone};
 use witan_kernel::port::{Clock, IdempotencyStore, Randomness, Replicas, Tenants};
 use witan_kernel::ring::{Ring, Rings};
 use witan_kernel::scan::Ranges;
@@ -121,6 +121,8 @@ pub struct Defaults {
     pub read_timeout: Duration,
     /// A read asks a spare replica no later than this after the first ones.
     pub hedge_cap: Duration,
+    /// The zone of this coordinator, which consistency policies and routing hooks know.
+    pub zone: Option<Zone>,
     /// Limits of what may be in flight.
     pub limits: Limits,
 }
@@ -143,6 +145,7 @@ impl Default for Defaults {
             write_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(3),
             hedge_cap: Duration::from_millis(25),
+            zone: None,
             limits: Limits::default(),
         }
     }

@@ -9,10 +9,11 @@ use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failure;
 use witan_kernel::fault::Fault;
 use witan_kernel::hook::{
-    AnsweredBy, Asked, Hooks, Operation, Partition, PluginFault, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall,
+    AnsweredBy, Asked, Hooks, Operation, Partition, PluginFault, PolicyAnswer, PolicyQuestion, ReadReplica,
+    ReplicaState, Shortfall, coarse,
 };
 use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
-use witan_kernel::name::{Key, NodeId, TenantId};
+use witan_kernel::name::{Key, NodeId, TenantId, Zone};
 use witan_kernel::placement::{Moving, Placed, Step};
 use witan_kernel::port::{Clock, Replicas, StoreError, Tenants};
 use witan_kernel::quorum::{Route, Tally};
@@ -190,14 +191,44 @@ impl<W: World> Coordinator<W> {
         replicas.iter().map(|node| self.ports.replicas.state(node)).collect()
     }
 
-    /// The states for a consistency policy, with the requests in flight rounded down to a power of two. Finer steps would decide nothing,
-    /// and with coarse ones most questions repeat, so that cached answers apply.
+    /// The states for a consistency policy, with the requests in flight made [`coarse`].
     fn coarse_states(&self, replicas: &[NodeId]) -> PerReplica<ReplicaState> {
-        let coarse = |state: ReplicaState| {
-            let in_flight = state.in_flight.checked_ilog2().map_or(0, |power| 1 << power);
-            ReplicaState { in_flight, ..state }
+        let recent = replicas.iter().map(|node| self.ports.replicas.recent_state(node));
+        recent.map(|state| ReplicaState { in_flight: coarse(state.in_flight), ..state }).collect()
+    }
+
+    fn zones(&self, replicas: &[NodeId]) -> PerReplica<Option<Zone>> {
+        replicas.iter().map(|node| self.ports.replicas.zone(node)).collect()
+    }
+
+    /// The order in which replicas are read: the routing hook's, else reachable ones first, by their median round trip. Returns each index
+    /// of the asked replicas once.
+    pub(super) fn read_order(&self, plan: &Plan, states: &[ReplicaState]) -> PerReplica<u8> {
+        let order = native_order(plan.route.asked(), states);
+        if !plan.hooks.has_routing() {
+            return order;
+        }
+        let replicas = &self.ports.replicas;
+        let candidate = |(node, state): (&NodeId, &ReplicaState)| ReadReplica {
+            node: node.clone(),
+            state: *state,
+            load: coarse(replicas.recent_state(node).in_flight),
+            zone: replicas.zone(node),
         };
-        replicas.iter().map(|node| coarse(self.ports.replicas.recent_state(node))).collect()
+        let asked = usize::from(plan.route.asked());
+        let candidates: PerReplica<ReadReplica> =
+            plan.replicas().iter().take(asked).zip(states).map(candidate).collect();
+        let zone = self.defaults.zone.as_ref();
+        let Asked::Answered { answer, .. } = plan.hooks.prefer(&plan.place.key, &candidates, zone) else {
+            return order;
+        };
+        let mut preferred: PerReplica<u8> = PerReplica::new();
+        for replica in answer.into_iter().chain(order) {
+            if usize::from(replica) < asked && !preferred.contains(&replica) {
+                preferred.push(replica);
+            }
+        }
+        preferred
     }
 
     /// A tenant that is not deleted, from the cache if it is there.
@@ -246,7 +277,8 @@ impl<W: World> Coordinator<W> {
         let with_policy = hooks.has_policy();
         // A policy is asked about the present placement, also while the coming one has to answer as well.
         let present = usize::from(route.replication_factor());
-        let states = if with_policy { self.coarse_states(&route.replicas()[..present]) } else { PerReplica::new() };
+        let replicas = if with_policy { &route.replicas()[..present] } else { &[] };
+        let (states, zones) = (self.coarse_states(replicas), self.zones(replicas));
         let question = PolicyQuestion {
             operation: asks.operation,
             level: asks.level.filter(|_| !Fault::LevelIgnored.is_on()).unwrap_or(tenant.default_level),
@@ -255,6 +287,8 @@ impl<W: World> Coordinator<W> {
             deadline_ms: timeout.as_millis() as u32,
             value_bytes: asks.value_bytes as u32,
             replicas: &states,
+            zones: &zones,
+            zone: self.defaults.zone.as_ref(),
         };
         if !with_policy {
             return Ok((PolicyAnswer::native(&question), None));
@@ -357,27 +391,14 @@ fn place(
     Ok((Place { token, space: Space::new(id, generation), key: key.clone() }, partition))
 }
 
-/// The order in which replicas are read: the routing hook's, else reachable ones first, by their median round trip. Returns each index of
-/// the asked replicas once.
-pub(super) fn read_order(plan: &Plan, states: &[ReplicaState]) -> PerReplica<u8> {
-    let asked = plan.route.asked();
+/// The order in which replicas are read without a routing hook.
+fn native_order(asked: u8, states: &[ReplicaState]) -> PerReplica<u8> {
     let mut order: PerReplica<u8> = (0..asked).collect();
     order.sort_by_key(|replica| {
         let state = &states[usize::from(*replica)];
         // Latencies within a quarter of a millisecond count as equal, so that near replicas share the load by requests in flight.
         (!state.reachable, state.latency_p50_us / 250, state.in_flight)
     });
-    let nodes: PerReplica<(NodeId, ReplicaState)> =
-        plan.replicas().iter().take(asked.into()).cloned().zip(states.iter().copied()).collect();
-    if let Asked::Answered { answer, .. } = plan.hooks.prefer(&plan.place.key, &nodes) {
-        let mut preferred: PerReplica<u8> = PerReplica::new();
-        for replica in answer.into_iter().chain(order.iter().copied()) {
-            if replica < asked && !preferred.contains(&replica) {
-                preferred.push(replica);
-            }
-        }
-        return preferred;
-    }
     order
 }
 

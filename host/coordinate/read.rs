@@ -21,7 +21,7 @@ use super::change::claims_of;
 use super::collapse::question;
 use super::exchange::{Ended, Exchange, Phase};
 use super::following::RESTARTS;
-use super::plan::{Asks, read_order, record_answer};
+use super::plan::{Asks, record_answer};
 use super::register::late;
 use super::request::{ReadAnswer, ReadRequest, WriteRequest, render};
 use super::{Coordinator, Respond, World};
@@ -103,7 +103,8 @@ impl<W: World> Exchange<W> {
     pub(super) async fn gather(&mut self) -> Result<(Reconciled, PerReplica<u8>), Failed> {
         let states = self.coordinator.states(self.plan.replicas());
         let tally = self.plan.asking();
-        let open = read_order(&self.plan, &states).into_iter().filter(|replica| tally.is_open(*replica));
+        let order = self.coordinator.read_order(&self.plan, &states);
+        let open = order.into_iter().filter(|replica| tally.is_open(*replica));
         // Whatever a routing hook says, nodes under maintenance come last.
         let (mut order, last): (PerReplica<u8>, PerReplica<u8>) =
             open.partition(|replica| !self.is_asked_last(*replica));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::name::{Key, NodeId, TenantId};
+use crate::name::{Key, NodeId, TenantId, Zone};
 use crate::tenant::Level;
 
 /// A place in the coordinator where a plugin decides.
@@ -96,6 +96,57 @@ pub struct PolicyQuestion<'a> {
     pub value_bytes: u32,
     /// The replicas, in ring order. At most five.
     pub replicas: &'a [ReplicaState],
+    /// The zones of the replicas, in the same order; those at the end may be left out if they have none.
+    pub zones: &'a [Option<Zone>],
+    /// The zone of the coordinator that asks.
+    pub zone: Option<&'a Zone>,
+}
+
+/// One replica of a key, of which a routing hook says when it is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadReplica {
+    /// The storage node.
+    pub node: NodeId,
+    /// Its state, as the coordinator sees it.
+    pub state: ReplicaState,
+    /// The maximum of its requests in flight within the last tenth of a second, rounded down to a power of two.
+    pub load: u32,
+    /// Its zone.
+    pub zone: Option<Zone>,
+}
+
+/// Requests in flight as plugins know them, rounded down to a power of two. Finer steps would decide nothing, and with coarse
+/// ones most questions repeat, so that cached answers apply.
+pub fn coarse(in_flight: u32) -> u32 {
+    in_flight.checked_ilog2().map_or(0, |power| 1 << power)
+}
+
+/// The same question, for another thread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptPolicyQuestion {
+    rest: PolicyQuestion<'static>,
+    replicas: Vec<ReplicaState>,
+    zones: Vec<Option<Zone>>,
+    zone: Option<Zone>,
+}
+
+impl PolicyQuestion<'_> {
+    /// A copy that borrows nothing.
+    pub fn kept(&self) -> KeptPolicyQuestion {
+        KeptPolicyQuestion {
+            rest: PolicyQuestion { replicas: &[], zones: &[], zone: None, ..*self },
+            replicas: self.replicas.to_vec(),
+            zones: self.zones.to_vec(),
+            zone: self.zone.cloned(),
+        }
+    }
+}
+
+impl KeptPolicyQuestion {
+    /// The question.
+    pub fn question(&self) -> PolicyQuestion<'_> {
+        PolicyQuestion { replicas: &self.replicas, zones: &self.zones, zone: self.zone.as_ref(), ..self.rest }
+    }
 }
 
 /// What a shortfall of answers means.
@@ -378,9 +429,14 @@ pub trait Hooks: Send + Sync + 'static {
         self.partition_key(generation, key)
     }
 
-    /// Asks the routing hook for the order in which replicas are read: a permutation of indices into `replicas`, or a
-    /// prefix of one. Synchronous and bounded in time.
-    fn prefer(&self, key: &Key, replicas: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>>;
+    /// False when no routing hook is bound, so that candidates need not be prepared for it.
+    fn has_routing(&self) -> bool {
+        true
+    }
+
+    /// Asks the routing hook for the order in which replicas are read: a permutation of indices into `candidates`, or a
+    /// prefix of one. `zone`: the coordinator's. Synchronous and bounded in time.
+    fn prefer(&self, key: &Key, candidates: &[ReadReplica], zone: Option<&Zone>) -> Asked<Vec<u8>>;
 }
 
 /// Where hooks come from.
@@ -414,7 +470,11 @@ impl Hooks for Native {
         Partition::Native
     }
 
-    fn prefer(&self, _: &Key, _: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
+    fn has_routing(&self) -> bool {
+        false
+    }
+
+    fn prefer(&self, _: &Key, _: &[ReadReplica], _: Option<&Zone>) -> Asked<Vec<u8>> {
         Asked::Unbound
     }
 }
@@ -432,6 +492,8 @@ mod tests {
             deadline_ms: 1000,
             value_bytes: 0,
             replicas: &[],
+            zones: &[],
+            zone: None,
         }
     }
 
@@ -470,7 +532,7 @@ mod tests {
             Partition::Native
         }
 
-        fn prefer(&self, _: &Key, _: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
+        fn prefer(&self, _: &Key, _: &[ReadReplica], _: Option<&Zone>) -> Asked<Vec<u8>> {
             Asked::Unbound
         }
     }
@@ -478,7 +540,13 @@ mod tests {
     #[test]
     fn a_question_is_prepared_unless_it_is_known_that_nobody_answers() {
         assert!(Silent.has_policy(), "it is asked unless it says otherwise");
-        assert!(!Native.has_policy() && !Native.has_resolver());
+        assert!(Silent.has_routing(), "the same");
+        assert!(!Native.has_policy() && !Native.has_resolver() && !Native.has_routing());
+    }
+
+    #[test]
+    fn requests_in_flight_are_told_in_powers_of_two() {
+        assert_eq!([0, 1, 2, 3, 4, 1000, u32::MAX].map(coarse), [0, 1, 2, 2, 4, 512, 1 << 31]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ use arc_swap::ArcSwap;
 use witan_kernel::condition::Condition;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::limit::SMALL_BYTES;
-use witan_kernel::name::{NodeId, StoreId};
+use witan_kernel::name::{NodeId, StoreId, Zone};
 use witan_kernel::port::{Clock, Commit, Replicas, Reply, StorageNode};
 use witan_kernel::replica::{Ask, ReplicaError, Request};
 use witan_kernel::sync::lock;
@@ -50,6 +50,8 @@ pub struct Lanes<C: Clock, N: Connect> {
     weights: Arc<ArcSwap<Weights>>,
     /// Nodes that are out of service for maintenance.
     drained: ArcSwap<BTreeSet<NodeId>>,
+    /// The zones of nodes that have one.
+    zones: ArcSwap<BTreeMap<NodeId, Zone>>,
     changing: Mutex<()>,
 }
 
@@ -65,8 +67,17 @@ struct Node {
 impl<C: Clock, N: Connect> Lanes<C, N> {
     /// No lanes yet. `coordinator_id` is sent in the handshake.
     pub fn new(clock: C, connect: N, coordinator_id: String) -> Self {
-        let (nodes, drained, weights) = (ArcSwap::default(), ArcSwap::default(), Arc::default());
-        Self { clock, connect, coordinator_id, nodes, weights, drained, changing: Mutex::new(()) }
+        let (nodes, drained, zones) = (ArcSwap::default(), ArcSwap::default(), ArcSwap::default());
+        Self {
+            clock,
+            connect,
+            coordinator_id,
+            nodes,
+            weights: Arc::default(),
+            drained,
+            zones,
+            changing: Mutex::new(()),
+        }
     }
 
     /// Opens lanes to nodes that are new or have another address, and closes those to nodes that are not in `nodes`. Must be called
@@ -84,6 +95,8 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
             })
             .collect();
         self.nodes.store(Arc::new(after));
+        let zones = nodes.iter().filter(|node| !node.zone.is_none());
+        self.zones.store(Arc::new(zones.map(|node| (node.id.clone(), node.zone.clone())).collect()));
     }
 
     /// Replaces the weights of tenants, by which their requests have turns. What waits at the moment keeps the weight of before.
@@ -210,6 +223,10 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
 
     fn is_asked_last(&self, node: &NodeId) -> bool {
         self.drained.load().contains(node)
+    }
+
+    fn zone(&self, node: &NodeId) -> Option<Zone> {
+        self.zones.load().get(node).cloned()
     }
 
     fn has_names(&self, node: &NodeId) -> bool {

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 
 use witan_kernel::hook::{PolicyAnswer, PolicyQuestion, ReplicaState};
 use witan_kernel::limit::REPLICATION_FACTOR;
+use witan_kernel::name::Zone;
 use witan_kernel::sync::lock;
 
 /// Entries of the cache, each found by its question's hash. A power of two.
@@ -18,10 +19,18 @@ const REPLICAS: usize = *REPLICATION_FACTOR.end() as usize;
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
     /// Empty until the first answer is cached.
-    entries: Mutex<Vec<Option<(Question, PolicyAnswer)>>>,
+    entries: Mutex<Vec<Option<Entry>>>,
 }
 
-/// An owned copy of a question; `replicas` beyond the first `known` are unused.
+/// A question with its answer. The zones are compared where they are, since nearly all questions are those of entries.
+#[derive(Debug, Clone)]
+struct Entry {
+    question: Question,
+    zones: Box<[Option<Zone>]>,
+    answer: PolicyAnswer,
+}
+
+/// An owned copy of a question without zones; `replicas` beyond the first `known` are unused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Question {
     words: [u32; 3],
@@ -42,13 +51,19 @@ impl Question {
         Some(Self { words: [small, asked.deadline_ms, asked.value_bytes], known: asked.replicas.len(), replicas })
     }
 
-    fn index(&self) -> usize {
+    fn index(&self, zones: &[Option<Zone>]) -> usize {
         // Multiplicative hashing (Knuth, TAOCP 6.4): a collision only costs a call.
         let mix = |hash: u64, word: u32| (hash.rotate_left(5) ^ u64::from(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut hash = self.words.iter().fold(self.known as u64, |hash, word| mix(hash, *word));
         for state in &self.replicas[..self.known] {
             let words = [state.latency_p50_us, state.latency_p99_us, state.in_flight, u32::from(state.reachable)];
             hash = words.into_iter().fold(hash, mix);
+        }
+        for zone in zones {
+            // The end of a name is what tells zones of one region apart.
+            let name = zone.as_ref().map_or(&[][..], |zone| zone.as_str().as_bytes());
+            let end = name.iter().rev().take(4).fold(name.len() as u32, |word, byte| word << 8 | u32::from(*byte));
+            hash = mix(hash, end);
         }
         (hash >> 32) as usize % ENTRIES
     }
@@ -59,8 +74,8 @@ impl Answers {
     pub(crate) fn get(&self, asked: &PolicyQuestion<'_>) -> Option<PolicyAnswer> {
         let question = Question::of(asked)?;
         let entries = lock(&self.entries);
-        let (known, answer) = entries.get(question.index())?.as_ref()?;
-        (*known == question).then_some(*answer)
+        let known = entries.get(question.index(asked.zones))?.as_ref()?;
+        (known.question == question && *known.zones == *asked.zones).then_some(known.answer)
     }
 
     /// Caches an answer.
@@ -70,7 +85,7 @@ impl Answers {
         if entries.is_empty() {
             entries.resize(ENTRIES, None);
         }
-        entries[question.index()] = Some((question, answer));
+        entries[question.index(asked.zones)] = Some(Entry { question, zones: asked.zones.into(), answer });
     }
 }
 
@@ -90,6 +105,8 @@ mod tests {
             deadline_ms: 5000,
             value_bytes: 256,
             replicas,
+            zones: &[],
+            zone: None,
         }
     }
 
@@ -119,6 +136,14 @@ mod tests {
         for other in others {
             assert_eq!(answers.get(&other), None, "{other:?}");
         }
+        let zones = ["a", "b"].map(|name| Some(Zone::new(name).unwrap()));
+        let zoned = PolicyQuestion { zones: &zones, ..question(&replicas) };
+        assert_eq!(answers.get(&zoned), None);
+        answers.put(&zoned, answer(1));
+        assert_eq!(answers.get(&zoned), Some(answer(1)));
+        let swapped = [zones[1].clone(), zones[0].clone()];
+        assert_eq!(answers.get(&PolicyQuestion { zones: &swapped, ..zoned }), None);
+        assert_eq!(answers.get(&PolicyQuestion { zones: &zones[..1], ..zoned }), None);
         answers.put(&question(&replicas), answer(3));
         assert_eq!(answers.get(&question(&replicas)), Some(answer(3)));
         let six = [UNUSED; 6];

@@ -3,8 +3,10 @@
 use witan_kernel::hook::Hook;
 
 use crate::binding::{is_name, is_version};
+use crate::calls::Manifest;
 use crate::fault::{Fault, shorten};
-use crate::instance::{Manifest, Program};
+use crate::guest::Serves;
+use crate::instance::Program;
 
 /// Why a plugin's description of itself is not accepted. The sentence continues the plugin's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,7 +23,7 @@ pub(crate) enum ManifestError {
 
 /// Has a component describe itself, in an instance used for nothing else.
 pub(crate) fn describe(program: &Program, hook: Hook) -> Result<Manifest, ManifestError> {
-    let manifest = program.start("a plugin being staged".into(), Default::default())?.describe()?;
+    let manifest = program.start(Serves { by: "a plugin being staged".into(), ..Serves::default() })?.describe()?;
     if !is_name(&manifest.name) {
         return Err(ManifestError::Name);
     }

@@ -44,6 +44,17 @@ pub(crate) enum Declined {
     Configuration(String),
 }
 
+impl Declined {
+    /// The first issues that a plugin has with its configuration, each a place and a problem.
+    pub(crate) fn of_configuration<'a>(issues: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
+        let lines = issues.take(limit::ISSUES).map(|(at, problem)| match at {
+            "" => shorten(problem),
+            at => format!("{}: {}", shorten(at), shorten(problem)),
+        });
+        Self::Configuration(lines.collect::<Vec<_>>().join("; "))
+    }
+}
+
 /// The rule or limit that a plugin broke.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Broken {
@@ -69,6 +80,8 @@ pub(crate) enum Broken {
     WrongHook,
     #[error("picked sibling {index} of {siblings}, counted from 0")]
     Pick { index: u32, siblings: usize },
+    #[error("gave {answers} answers to {questions} questions")]
+    Answers { answers: usize, questions: usize },
     #[error("merged to {0} bytes; a value has at most {VALUE_BYTES}")]
     MergedBytes(usize),
     #[error("answered a partition key of {0} bytes; 1 to {KEY_BYTES} are allowed")]
@@ -90,6 +103,7 @@ impl Broken {
             Self::Configuration(_) => FaultKind::Configuration,
             Self::ResultBytes
             | Self::Pick { .. }
+            | Self::Answers { .. }
             | Self::MergedBytes(_)
             | Self::PartitionKeyBytes(_)
             | Self::Order { .. } => FaultKind::Answer,
@@ -147,14 +161,12 @@ fn has_handed_over_too_much(error: &wasmtime::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use wasmtime::component::{Component, Linker};
     use wasmtime::{Engine, Instance, Module, Store};
 
     use super::*;
     use crate::engine;
-    use crate::guest::FIRST_CHECK;
+    use crate::guest::{FIRST_CHECK, Serves};
     use crate::limit::{Budget, Limits};
 
     fn budget() -> Budget {
@@ -166,7 +178,7 @@ mod tests {
     /// A store such as plugins run in.
     fn store(engine: &Engine, budget: &Budget) -> Store<Guest> {
         let ticks = engine::start_ticking(engine).unwrap();
-        let mut store = Store::new(engine, Guest::new(budget, ticks, "test".into(), Arc::default()));
+        let mut store = Store::new(engine, Guest::new(budget, ticks, Serves::default()));
         crate::instance::enforce_limits(&mut store, budget);
         store.data_mut().deadline.start();
         store.set_epoch_deadline(FIRST_CHECK);

@@ -1,16 +1,36 @@
-//! The data of one instance's store: its memory limiter, its deadline, and the two host functions that the guest may call.
+//! The data of one instance's store: its memory limiter, its deadline, and what the host functions do that the guest may call.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::{ResourceLimiter, UpdateDeadline};
+use witan_kernel::name::TenantId;
 
-use crate::bindings::v0_1::policy::witan::plugin::host::{Host, Severity};
 use crate::engine::Ticks;
 use crate::fault::{GrowthLimit, Timeout, shorten};
 use crate::limit::{self, Budget};
 use crate::metrics::Counters;
+
+/// What an instance is there for.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Serves {
+    /// Its plugin's name and digest, for the log.
+    pub(crate) by: Arc<str>,
+    /// The tenant; `None` while the plugin is staged or probed.
+    pub(crate) tenant: Option<TenantId>,
+    /// Where its calls are counted.
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// The severity of a line that a guest logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Severity {
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
 
 /// A store's data.
 pub(crate) struct Guest {
@@ -20,12 +40,38 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    pub(crate) fn new(budget: &Budget, ticks: Ticks, by: Arc<str>, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(budget: &Budget, ticks: Ticks, serves: Serves) -> Self {
         Self {
             memory: MemoryLimiter::new(budget.memory),
             deadline: Deadline::new(budget, ticks.clone()),
-            host: HostCalls { by, counters, ticks },
+            host: HostCalls { serves, ticks },
         }
+    }
+
+    /// Writes a line of the guest to the log.
+    pub(crate) fn log_line(&mut self, severity: Severity, message: &str) {
+        let HostCalls { serves: Serves { by, counters, .. }, ticks } = &self.host;
+        if !counters.may_log(ticks.now() / 1000) {
+            counters.lines_dropped();
+            return;
+        }
+        let (plugin, message) = (&**by, shorten(message));
+        match severity {
+            Severity::Debug => tracing::debug!(target: "witan::plugin", plugin, "{message}"),
+            Severity::Info => tracing::info!(target: "witan::plugin", plugin, "{message}"),
+            // An error of the plugin is a warning of the coordinator, which copes with it: an operator need not act.
+            Severity::Warn | Severity::Error => tracing::warn!(target: "witan::plugin", plugin, "{message}"),
+        }
+    }
+
+    /// Sets a gauge of the guest.
+    pub(crate) fn set_gauge(&mut self, name: String, value: f64) {
+        self.host.serves.counters.gauge(name, value);
+    }
+
+    /// The tenant that the guest serves.
+    pub(crate) fn tenant_served(&self) -> Option<&TenantId> {
+        self.host.serves.tenant.as_ref()
     }
 }
 
@@ -128,30 +174,8 @@ pub(crate) fn thread_cpu() -> Duration {
 
 /// What the host functions need.
 struct HostCalls {
-    by: Arc<str>,
-    counters: Arc<Counters>,
+    serves: Serves,
     ticks: Ticks,
-}
-
-impl Host for Guest {
-    fn log(&mut self, severity: Severity, message: String) {
-        let host = &mut self.host;
-        if !host.counters.may_log(host.ticks.now() / 1000) {
-            host.counters.lines_dropped();
-            return;
-        }
-        let (plugin, message) = (&*host.by, shorten(&message));
-        match severity {
-            Severity::Debug => tracing::debug!(target: "witan::plugin", plugin, "{message}"),
-            Severity::Info => tracing::info!(target: "witan::plugin", plugin, "{message}"),
-            // An error of the plugin is a warning of the coordinator, which copes with it: an operator need not act.
-            Severity::Warn | Severity::Error => tracing::warn!(target: "witan::plugin", plugin, "{message}"),
-        }
-    }
-
-    fn metric(&mut self, name: String, value: f64) {
-        self.host.counters.gauge(name, value);
-    }
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@
 //! A plugin passes through these modules, in this order:
 //!
 //! 1. [`limit`], [`digest`]: its limits and its identity.
-//! 2. `validate`, `effort`: the rules that its bytes must keep, and how much work they may be.
+//! 2. `version`, `validate`, `effort`: the versions of the interface, the rules that its bytes must keep, and how much work they may be.
 //! 3. `engine`, `compile`: compilation to machine code, once per digest, in a process of its own (`spawn` from the outside, `child` from
 //!    the inside), cached on disk (`images`); `refusals` are remembered there too.
-//! 4. `bindings`, `guest`, `instance`, `fault`: calling it within its limits, and why a call gave no answer.
+//! 4. `bindings`, `calls`, `guest`, `instance`, `fault`: calling it within its limits, and why a call gave no answer.
 //! 5. `describe`, `probe`: its description of itself, and tests of its answers before anything depends on them.
 //! 6. [`binding`], `tenant`, `breaker`, `cpu`, `answers`, `fair`, `resolvers`, `snapshot`: which version answers for which tenant, in whose
 //!    turn, and what happens when it fails; [`candidate`], `tried`: what is tried beside it; [`history`]: what has become of a slot.
@@ -23,6 +23,7 @@ mod answers;
 pub mod binding;
 mod bindings;
 mod breaker;
+mod calls;
 pub mod candidate;
 mod child;
 mod compile;
@@ -59,6 +60,7 @@ mod turn;
 mod uncompiled;
 mod upload;
 mod validate;
+mod version;
 
 pub use binding::{BindingRecord, OnFault, PluginStore, Reference};
 pub use child::compile_if_asked;

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use witan_kernel::hook::{Hook, Operation, PolicyQuestion, ReplicaState, ResolverQuestion, Sibling, Verdict};
-use witan_kernel::name::{Invalid, Key, NodeId};
+use witan_kernel::hook::{
+    Hook, Operation, PolicyQuestion, ReadReplica, ReplicaState, ResolverQuestion, Sibling, Verdict,
+};
+use witan_kernel::name::{Invalid, Key, NodeId, Zone};
 use witan_kernel::tenant::Level;
 
 use crate::fault::{Broken, Declined, Fault, Timeout, shorten};
@@ -29,6 +31,8 @@ const COMMON: [&[u8]; 5] = [b"", b"[1,2]", b"{\"items\":{\"a\":1}}", b"a text", 
 const KEPT_BYTES: usize = 64 << 20;
 /// Triples of values on which associativity is tried.
 const TRIPLES: usize = 120;
+/// Questions that a resolver is asked with one call: few enough that the time of one call is ample, since [`SAMPLES`] are small.
+const AT_ONCE: usize = 8;
 /// Bytes of a value or key that a refusal shows.
 const SHOWN_BYTES: usize = 60;
 
@@ -110,7 +114,7 @@ impl Pair<'_> {
         let place = if second { &mut self.second } else { &mut self.first };
         let instance = match place {
             Some(instance) => instance,
-            None => place.insert(self.plan.start(&self.counters)?),
+            None => place.insert(self.plan.start(None, &self.counters)?),
         };
         match question(instance) {
             Ok(answer) => Ok(Ok(answer)),
@@ -143,6 +147,7 @@ fn probe_policy(pair: &mut Pair<'_>, deterministic: bool) -> Result<(), ProbeErr
         ReplicaState { reachable: true, latency_p50_us: u32::MAX, latency_p99_us: u32::MAX, in_flight: u32::MAX };
     let views: [&[ReplicaState]; 5] =
         [&[], &[healthy; 3], &[healthy, slow, unreachable], &[unreachable; 5], &[worst; 5]];
+    let zones = [Some(Zone::new("zone-1")?), Some(Zone::new("zone-2")?), None];
     for replicas in views {
         for operation in [Operation::Read, Operation::Write, Operation::Delete] {
             for (level, minimum) in [(Level::One, Level::One), (Level::Quorum, Level::One), (Level::All, Level::Quorum)]
@@ -155,6 +160,8 @@ fn probe_policy(pair: &mut Pair<'_>, deterministic: bool) -> Result<(), ProbeErr
                     deadline_ms: 1_000,
                     value_bytes: 256,
                     replicas,
+                    zones: &zones,
+                    zone: zones[0].as_ref(),
                 };
                 let what = || format!("about a {} at {level} with {} replicas", operation.as_str(), replicas.len());
                 if deterministic {
@@ -172,11 +179,16 @@ fn probe_routing(pair: &mut Pair<'_>) -> Result<(), ProbeError> {
     let long = [b'k'; witan_kernel::limit::KEY_BYTES];
     let keys: [&[u8]; 8] = [b"a", b"user:1", b"{tag}.x", b"foo{}{bar}", b"{{x}}", b"{", b"\xff\x00", &long];
     let state = ReplicaState { reachable: true, latency_p50_us: 400, latency_p99_us: 2_000, in_flight: 3 };
-    let nodes = [(NodeId::new("node-1")?, state), (NodeId::new("node-2")?, state), (NodeId::new("node-3")?, state)];
+    let (near, far) = (Zone::new("zone-1")?, Zone::new("zone-2")?);
+    let candidate = |node, zone| NodeId::new(node).map(|node| ReadReplica { node, state, load: 2, zone });
+    let candidates =
+        [candidate("node-1", Some(near.clone()))?, candidate("node-2", Some(far))?, candidate("node-3", None)?];
     for key in keys {
         let shown = || format!("for the key {:?}", text(key));
         let _ = pair.agree(|| format!("{} for its partition", shown()), |instance| instance.partition_key(key))?;
-        let _ = pair.ask(false, |instance| instance.prefer(key, &nodes)).map_err(ProbeError::asked(shown))?;
+        let _ = pair
+            .ask(false, |instance| instance.prefer(key, &candidates, Some(&near)))
+            .map_err(ProbeError::asked(shown))?;
     }
     // Each key once more, now that the plugin has seen all the others.
     for key in keys.iter().rev() {
@@ -295,10 +307,16 @@ impl Laws<'_, '_> {
         Err(ProbeError::NotDeterministic { siblings, outcome: "two verdicts" })
     }
 
-    /// The other instance, asked in another order, must give the same verdicts.
+    /// The other instance, asked in another order, must give the same verdicts: one by one, or several with one call if the resolver's
+    /// version of the interface has such a call.
     fn ask_all_again(&mut self) -> Result<(), ProbeError> {
-        while let Some((siblings, verdict)) = self.asked.pop() {
-            if ask(self.pair, true, &siblings)? != verdict {
+        while !self.asked.is_empty() {
+            let mut some = self.asked.split_off(self.asked.len().saturating_sub(AT_ONCE));
+            some.reverse();
+            let (siblings, verdicts): (Vec<Vec<Sibling>>, Vec<Option<Sibling>>) = some.into_iter().unzip();
+            let again = ask_many(self.pair, &siblings)?;
+            let other = siblings.iter().zip(&verdicts).zip(&again).find(|((_, verdict), again)| verdict != again);
+            if let Some(((siblings, _), _)) = other {
                 let siblings = shown(&siblings.iter().collect::<Vec<_>>());
                 return Err(ProbeError::NotDeterministic { siblings, outcome: "another verdict in another instance" });
             }
@@ -308,19 +326,39 @@ impl Laws<'_, '_> {
     }
 }
 
-/// The sibling that replaces all others; `None` when all are kept, as they are when a resolver declines.
+/// The verdict of one of the instances.
 fn ask(pair: &mut Pair<'_>, second: bool, siblings: &[Sibling]) -> Result<Option<Sibling>, ProbeError> {
-    let key = Key::new("probe")?;
-    let question = ResolverQuestion { key, siblings: siblings.to_vec() };
+    let question = question(siblings)?;
     let asked = pair
         .ask(second, |instance| instance.resolve(&question))
         .map_err(ProbeError::asked(|| format!("about {}", shown(&siblings.iter().collect::<Vec<_>>()))))?;
+    Ok(replacement(siblings, asked))
+}
+
+/// The verdicts of the second instance.
+fn ask_many(pair: &mut Pair<'_>, siblings: &[Vec<Sibling>]) -> Result<Vec<Option<Sibling>>, ProbeError> {
+    let questions = siblings.iter().map(|siblings| question(siblings)).collect::<Result<Vec<_>, _>>()?;
+    let at_once = pair
+        .ask(true, |instance| instance.resolve_many(&questions))
+        .map_err(ProbeError::asked(|| format!("{} questions at once", questions.len())))?;
+    match at_once.map_err(Fault::Declined)? {
+        Some(verdicts) => Ok(siblings.iter().zip(verdicts).map(|(them, said)| replacement(them, said)).collect()),
+        None => siblings.iter().map(|siblings| ask(pair, true, siblings)).collect(),
+    }
+}
+
+fn question(siblings: &[Sibling]) -> Result<ResolverQuestion, Invalid> {
+    Ok(ResolverQuestion { key: Key::new("probe")?, siblings: siblings.to_vec() })
+}
+
+/// The sibling that replaces all others; `None` when all are kept, as they are when a resolver declines.
+fn replacement(siblings: &[Sibling], said: Result<Verdict, Declined>) -> Option<Sibling> {
     let newest = siblings.iter().map(|sibling| sibling.time).max().unwrap_or(0);
-    Ok(match asked {
+    match said {
         Ok(Verdict::Pick(index)) => siblings.get(index).cloned(),
         Ok(Verdict::Merged(value)) => Some(Sibling { value, time: newest }),
         Ok(Verdict::KeepAll) | Err(_) => None,
-    })
+    }
 }
 
 fn text(bytes: &[u8]) -> String {

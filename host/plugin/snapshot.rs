@@ -9,10 +9,10 @@ use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 use witan_kernel::candidate::Mode;
 use witan_kernel::hook::{
-    Asked, Hook, Hooks, Native, Partition, Pending, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion,
+    Asked, Hook, Hooks, Native, Partition, Pending, PolicyAnswer, PolicyQuestion, ReadReplica, ResolverQuestion,
     Verdict,
 };
-use witan_kernel::name::{Key, NodeId, TenantId};
+use witan_kernel::name::{Key, TenantId, Zone};
 
 use crate::candidate::{Candidate, timed};
 use crate::limit;
@@ -352,11 +352,9 @@ impl Hooks for TenantHooks {
 
     fn policy_apart(&self, question: &PolicyQuestion<'_>) -> Option<Pending<Asked<PolicyAnswer>>> {
         let binding = self.binding(Hook::ConsistencyPolicy).filter(|binding| binding.is_slow(question))?.clone();
-        let replicas = question.replicas.to_vec();
-        let question = PolicyQuestion { replicas: &[], ..*question };
+        let question = question.kept();
         Some(self.threads.apart(binding, 0, move |binding, answer| {
-            let question = PolicyQuestion { replicas: &replicas, ..question };
-            let _ = answer.send(binding.decide(&question));
+            let _ = answer.send(binding.decide(&question.question()));
         }))
     }
 
@@ -414,15 +412,20 @@ impl Hooks for TenantHooks {
         }
     }
 
-    fn prefer(&self, key: &Key, replicas: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
+    fn has_routing(&self) -> bool {
+        self.binding(Hook::RoutingHook).is_some()
+    }
+
+    fn prefer(&self, key: &Key, replicas: &[ReadReplica], zone: Option<&Zone>) -> Asked<Vec<u8>> {
         let Some(binding) = self.binding(Hook::RoutingHook) else { return Asked::Unbound };
         let tried = self.tried(Hook::RoutingHook);
-        if let Some(answered) = tried.filter(|tried| tried.answers_for(key)).and_then(|it| it.prefer(key, replicas)) {
+        let answers = tried.filter(|tried| tried.answers_for(key));
+        if let Some(answered) = answers.and_then(|tried| tried.prefer(key, replicas, zone)) {
             return answered;
         }
-        let asked = binding.ask(|instance| instance.prefer(key.bytes(), replicas));
+        let asked = binding.ask(|instance| instance.prefer(key.bytes(), replicas, zone));
         if let Some(tried) = tried {
-            tried.shadow_prefer(&self.threads.shadows, key, replicas, &asked);
+            tried.shadow_prefer(&self.threads.shadows, key, (replicas, zone), &asked);
         }
         match asked {
             // Without a preference, replicas are read in the native order.
@@ -459,7 +462,11 @@ impl Hooks for Unbound {
         if generation == 0 { Partition::Native } else { Partition::Unknown }
     }
 
-    fn prefer(&self, key: &Key, replicas: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
-        Native.prefer(key, replicas)
+    fn has_routing(&self) -> bool {
+        Native.has_routing()
+    }
+
+    fn prefer(&self, key: &Key, replicas: &[ReadReplica], zone: Option<&Zone>) -> Asked<Vec<u8>> {
+        Native.prefer(key, replicas, zone)
     }
 }

@@ -19,6 +19,7 @@ use crate::error::PluginError;
 use crate::event::{Event, EventKind, Events};
 use crate::fair::Full;
 use crate::fault::{Broken, Fault};
+use crate::guest::Serves;
 use crate::instance::{Instance, Program};
 use crate::limit::{self, Limits};
 use crate::metrics::Counters;
@@ -36,9 +37,10 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Starts an instance and configures it.
-    pub(crate) fn start(&self, counters: &Arc<Counters>) -> Result<Box<Instance>, Fault> {
-        let mut instance = self.program.start(self.by.clone(), counters.clone())?;
+    /// Starts an instance, for a tenant or to be probed, and configures it.
+    pub(crate) fn start(&self, tenant: Option<&TenantId>, counters: &Arc<Counters>) -> Result<Box<Instance>, Fault> {
+        let serves = Serves { by: self.by.clone(), tenant: tenant.cloned(), counters: counters.clone() };
+        let mut instance = self.program.start(serves)?;
         instance.configure(&self.configuration).map_err(|fault| match fault {
             Fault::Declined(declined) => Broken::Configuration(declined),
             Fault::Broken(broken) => broken,
@@ -196,6 +198,9 @@ impl TenantBinding {
     pub(crate) fn decide(&self, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
         let primary = self.active.primary.as_ref().ok().filter(|plan| plan.deterministic && !self.breaker.is_open());
         let Some(plan) = primary else { return self.ask(|instance| instance.decide(question)) };
+        // What a policy is not shown makes no difference to its answer.
+        let question =
+            &PolicyQuestion { zones: if plan.program.sees_zones() { question.zones } else { &[] }, ..*question };
         if let Some(answer) = self.answers.get(question) {
             self.active.both(Counters::remembered);
             return Asked::Answered { answer, by: plan.by.clone() };
@@ -335,7 +340,7 @@ impl TenantBinding {
     ) -> Result<T, Fault> {
         let mut instance = match instances.pop() {
             Some(instance) => instance,
-            None => plan.start(&self.active.counters)?,
+            None => plan.start(Some(&self.tenant), &self.active.counters)?,
         };
         let answer = question(&mut instance);
         if !self.used.load(Relaxed) {

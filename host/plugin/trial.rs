@@ -6,15 +6,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use witan_kernel::hook::{Hook, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion, Verdict};
+use witan_kernel::hook::{
+    Hook, PolicyAnswer, PolicyQuestion, ReadReplica, ReplicaState, ResolverQuestion, Verdict, coarse,
+};
 use witan_kernel::name::NodeId;
 
+use crate::calls::Manifest;
 use crate::describe::describe;
 use crate::digest::Digest;
 use crate::engine::{self, Ticks};
 use crate::error::{HostError, PluginError};
 use crate::fault::Fault;
-use crate::instance::{Instance, Manifest, Program};
+use crate::guest::Serves;
+use crate::instance::{Instance, Program};
 use crate::limit::Limits;
 use crate::metrics::Counters;
 use crate::tenant::Plan;
@@ -131,7 +135,8 @@ impl Trial {
     /// refuses is [`Unanswered::Declined`] here.
     pub fn configured(&self, configuration: &[u8]) -> Result<Configured, Unanswered> {
         let (plan, counters) = (self.plan(configuration), Arc::new(Counters::default()));
-        let mut instance = Box::new(plan.program.start(plan.by.clone(), counters.clone())?);
+        let mut instance =
+            Box::new(plan.program.start(Serves { by: plan.by.clone(), tenant: None, counters: counters.clone() })?);
         instance.configure(configuration)?;
         Ok(Configured { plan, counters, instance: Some(instance) })
     }
@@ -178,13 +183,20 @@ impl Configured {
 
     /// Asks a routing hook for the order in which replicas are read: indices into `replicas`, best first.
     pub fn prefer(&mut self, key: &[u8], replicas: &[(NodeId, ReplicaState)]) -> Result<Vec<u8>, Unanswered> {
-        self.ask(|instance| instance.prefer(key, replicas))
+        let known = |(node, state): &(NodeId, ReplicaState)| ReadReplica {
+            node: node.clone(),
+            state: *state,
+            load: coarse(state.in_flight),
+            zone: None,
+        };
+        let replicas: Vec<ReadReplica> = replicas.iter().map(known).collect();
+        self.ask(|instance| instance.prefer(key, &replicas, None))
     }
 
     /// Starts another instance in place of the warm one, as the first question of a tenant does.
     pub fn restart(&mut self) -> Result<(), Unanswered> {
         self.instance = None;
-        self.instance = Some(self.plan.start(&self.counters)?);
+        self.instance = Some(self.plan.start(None, &self.counters)?);
         Ok(())
     }
 
@@ -201,7 +213,7 @@ impl Configured {
     fn ask<T>(&mut self, question: impl FnOnce(&mut Instance) -> Result<T, Fault>) -> Result<T, Unanswered> {
         let mut instance = match self.instance.take() {
             Some(instance) => instance,
-            None => self.plan.start(&self.counters)?,
+            None => self.plan.start(None, &self.counters)?,
         };
         let answer = question(&mut instance);
         // After a trap an instance cannot be entered again.

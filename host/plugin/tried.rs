@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use witan_kernel::candidate::{Finding, Mode};
-use witan_kernel::hook::{Asked, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion, Verdict};
-use witan_kernel::name::{Key, NodeId};
+use witan_kernel::hook::{Asked, PolicyAnswer, PolicyQuestion, ReadReplica, ResolverQuestion, Verdict};
+use witan_kernel::name::{Key, Zone};
 
 use crate::candidate::{Candidate, Example, Outcome, hash, is_asked_twice, shown, timed};
 use crate::event::EventKind;
@@ -40,8 +40,8 @@ impl Tried {
     }
 
     /// A canary's answer; `None`: the version in force is asked.
-    pub(crate) fn prefer(&self, key: &Key, replicas: &[(NodeId, ReplicaState)]) -> Option<Asked<Vec<u8>>> {
-        self.answered(|| self.binding.ask(|instance| instance.prefer(key.bytes(), replicas)))
+    pub(crate) fn prefer(&self, key: &Key, replicas: &[ReadReplica], zone: Option<&Zone>) -> Option<Asked<Vec<u8>>> {
+        self.answered(|| self.binding.ask(|instance| instance.prefer(key.bytes(), replicas, zone)))
     }
 
     fn answered<T>(&self, ask: impl FnOnce() -> Asked<T>) -> Option<Asked<T>> {
@@ -71,10 +71,8 @@ impl Tried {
         in_force: &Asked<PolicyAnswer>,
     ) {
         let Some(number) = self.samples() else { return };
-        let replicas = question.replicas.to_vec();
-        // Everything but the replicas is copied as it is.
-        let question = PolicyQuestion { replicas: &[], ..*question };
-        let ask = move |tried: &Self| tried.binding.decide(&PolicyQuestion { replicas: &replicas, ..question });
+        let question = question.kept();
+        let ask = move |tried: &Self| tried.binding.decide(&question.question());
         self.shadow(shadows, number, key, in_force.clone(), ask, |one, other| one == other);
     }
 
@@ -83,12 +81,14 @@ impl Tried {
         self: &Arc<Self>,
         shadows: &Pool,
         key: &Key,
-        replicas: &[(NodeId, ReplicaState)],
+        (replicas, zone): (&[ReadReplica], Option<&Zone>),
         in_force: &Asked<Vec<u8>>,
     ) {
         let Some(number) = self.samples() else { return };
-        let (asked_for, replicas) = (key.clone(), replicas.to_vec());
-        let ask = move |tried: &Self| tried.binding.ask(|instance| instance.prefer(asked_for.bytes(), &replicas));
+        let (asked_for, replicas, zone) = (key.clone(), replicas.to_vec(), zone.cloned());
+        let ask = move |tried: &Self| {
+            tried.binding.ask(|instance| instance.prefer(asked_for.bytes(), &replicas, zone.as_ref()))
+        };
         self.shadow(shadows, number, key, in_force.clone(), ask, |one, other| one == other);
     }
 

@@ -5,11 +5,7 @@ use witan_kernel::hook::Hook;
 
 use crate::effort::{self, EffortError};
 use crate::limit::{self, Limits};
-
-/// What a plugin may import. Types carry no code.
-const IMPORTS: [&str; 2] = ["witan:plugin/host@0.1.0", "witan:plugin/types@0.1.0"];
-/// What every plugin exports.
-const PLUGIN: &str = "witan:plugin/plugin@0.1.0";
+use crate::version::Version;
 
 /// Foreign imports, or exports, that a refusal lists.
 const LISTED: usize = 20;
@@ -33,12 +29,12 @@ pub(crate) enum ComponentError {
     EndsEarly(String),
     #[error("is malformed: {0}")]
     Malformed(String),
-    #[error("imports {names}; a plugin may import {} only{}", IMPORTS[0], wasi_remedy(*.wasi))]
-    Imports { names: String, wasi: bool },
-    #[error("exports {found}; a plugin exports one of {}", Hook::ALL.map(interface).join(", "))]
+    #[error("imports {names}; a plugin may import {} only{}", .version.imports()[0], wasi_remedy(*.wasi))]
+    Imports { names: String, wasi: bool, version: Version },
+    #[error("exports {found}; a plugin exports one of {}", interfaces())]
     Exports { found: String },
-    #[error("does not export {PLUGIN}")]
-    NotAPlugin,
+    #[error("does not export {}", .0.plugin())]
+    NotAPlugin(Version),
     #[error("has {0} functions; at most {limit} are allowed", limit = limit::FUNCTIONS)]
     Functions(usize),
     #[error("has a function of {0} bytes; at most {limit} are allowed", limit = limit::FUNCTION_BYTES)]
@@ -57,13 +53,9 @@ fn wasi_remedy(wasi: bool) -> &'static str {
     if wasi { "; WASI is not linked: build for wasm32-unknown-unknown, or stub it out" } else { "" }
 }
 
-/// The interface that a component of a hook exports.
-fn interface(hook: Hook) -> &'static str {
-    match hook {
-        Hook::ConsistencyPolicy => "witan:plugin/policy@0.1.0",
-        Hook::ConflictResolver => "witan:plugin/resolver@0.1.0",
-        Hook::RoutingHook => "witan:plugin/routing@0.1.0",
-    }
+/// The interfaces of hooks, in the version for which plugins are written today.
+fn interfaces() -> String {
+    Hook::ALL.map(|hook| Version::NEWEST.interface(hook)).join(", ")
 }
 
 /// Checks the bytes and finds the hook that they implement.
@@ -73,8 +65,10 @@ pub(crate) fn validate(bytes: &[u8], limits: &Limits) -> Result<Hook, ComponentE
     }
     check_preamble(bytes)?;
     let contents = Contents::read(bytes)?;
-    check_imports(&contents)?;
-    let hook = find_hook(&contents)?;
+    let found = find_hook(&contents);
+    // What a component imports says more than what it lacks: of the version of its exports, or of the newest.
+    check_imports(&contents, found.as_ref().map_or(Version::NEWEST, |(version, _)| *version))?;
+    let (_, hook) = found?;
     check_sizes(&contents, limits.budget(hook).memory)?;
     effort::check(bytes, limits)?;
     Ok(hook)
@@ -113,7 +107,7 @@ pub(crate) fn inspect(bytes: &[u8]) -> Result<Inspection, ComponentError> {
     let contents = Contents::read(bytes)?;
     Ok(Inspection {
         bytes: bytes.len(),
-        hook: find_hook(&contents).ok(),
+        hook: find_hook(&contents).ok().map(|(_, hook)| hook),
         functions: contents.functions,
         largest_function: contents.largest,
         instances: contents.instances,
@@ -248,24 +242,26 @@ fn ends_early(mut bytes: &[u8]) -> bool {
     }
 }
 
-fn check_imports(contents: &Contents) -> Result<(), ComponentError> {
-    let foreign: Vec<&str> =
-        contents.imports.iter().map(String::as_str).filter(|name| !IMPORTS.contains(name)).take(LISTED).collect();
+fn check_imports(contents: &Contents, version: Version) -> Result<(), ComponentError> {
+    let (imports, own) = (contents.imports.iter().map(String::as_str), version.imports());
+    let foreign: Vec<&str> = imports.filter(|name| !own.contains(name)).take(LISTED).collect();
     if foreign.is_empty() {
         return Ok(());
     }
     let wasi = foreign.iter().any(|name| name.starts_with("wasi:"));
-    Err(ComponentError::Imports { names: foreign.join(", "), wasi })
+    Err(ComponentError::Imports { names: foreign.join(", "), wasi, version })
 }
 
-fn find_hook(contents: &Contents) -> Result<Hook, ComponentError> {
+/// The one hook whose interface a component exports, in one version.
+fn find_hook(contents: &Contents) -> Result<(Version, Hook), ComponentError> {
     let exports = |name: &str| contents.exports.iter().any(|export| export == name);
-    let hooks: Vec<Hook> = Hook::ALL.into_iter().filter(|hook| exports(interface(*hook))).collect();
-    let [hook] = hooks[..] else {
+    let known = Version::ALL.into_iter().flat_map(|version| Hook::ALL.map(|hook| (version, hook)));
+    let hooks: Vec<(Version, Hook)> = known.filter(|(version, hook)| exports(version.interface(*hook))).collect();
+    let [(version, hook)] = hooks[..] else {
         let found = contents.exports.iter().take(LISTED).cloned().collect::<Vec<_>>().join(", ");
         return Err(ComponentError::Exports { found: if found.is_empty() { "nothing".into() } else { found } });
     };
-    if exports(PLUGIN) { Ok(hook) } else { Err(ComponentError::NotAPlugin) }
+    if exports(version.plugin()) { Ok((version, hook)) } else { Err(ComponentError::NotAPlugin(version)) }
 }
 
 fn check_sizes(contents: &Contents, memory: usize) -> Result<(), ComponentError> {
@@ -324,6 +320,37 @@ mod tests {
         // A custom section whose name is longer than the section.
         let malformed = [&whole[..8], &[0, 1, 5]].concat();
         assert!(matches!(refused(&malformed), ComponentError::Malformed(_)));
+    }
+
+    /// A component with these imports and exports, none of which has functions.
+    fn with(imports: &[&str], exports: &[&str]) -> Vec<u8> {
+        let imports = imports.iter().map(|name| format!(r#"(import "{name}" (instance))"#));
+        let exports = exports.iter().map(|name| format!(r#"(export "{name}" (instance $empty))"#));
+        let fields: String = imports.chain(["(instance $empty)".to_owned()]).chain(exports).collect();
+        wat::parse_str(format!("(component {fields})")).unwrap()
+    }
+
+    #[test]
+    fn a_component_is_of_one_version() {
+        let (plugin, policy) = ("witan:plugin/plugin", "witan:plugin/policy");
+        let of = |version: &str| [plugin, policy].map(|name| format!("{name}@{version}"));
+        let (first, second) = (of("0.1.0"), of("0.2.0"));
+        let first = first.each_ref().map(String::as_str);
+        let second = second.each_ref().map(String::as_str);
+        for exports in [first, second] {
+            assert_eq!(validate(&with(&[], &exports), &Limits::default()), Ok(Hook::ConsistencyPolicy));
+        }
+        let host = ["witan:plugin/host@0.1.0"];
+        assert!(validate(&with(&host, &first), &Limits::default()).is_ok());
+        let foreign = refused(&with(&host, &second));
+        let said = "imports witan:plugin/host@0.1.0; a plugin may import witan:plugin/host@0.2.0 only";
+        assert_eq!(foreign.to_string(), said);
+        let both = refused(&with(&[], &[first, second].concat()));
+        assert!(matches!(both, ComponentError::Exports { .. }), "{both}");
+        let half = refused(&with(&[], &[first[0], second[1]]));
+        assert_eq!(half, ComponentError::NotAPlugin(Version::V0_2));
+        let later = refused(&with(&[], &["witan:plugin/plugin@0.3.0", "witan:plugin/policy@0.3.0"]));
+        assert!(matches!(later, ComponentError::Exports { .. }), "{later}");
     }
 
     proptest! {

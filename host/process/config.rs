@@ -116,6 +116,7 @@ pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
         defaults: Defaults {
             write_timeout: consistency.write_timeout.0,
             read_timeout: consistency.read_timeout.0,
+            zone: zone(server.zone.as_deref())?,
             limits: Limits { scans_per_tenant: tenants.max_scans, ..Limits::default() },
             ..Defaults::default()
         },
@@ -135,6 +136,12 @@ pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
         drain: server.shutdown_timeout.0,
         sampling: telemetry::sampling(&settings.telemetry),
     })
+}
+
+/// The zone of this coordinator; an empty name is none.
+fn zone(name: Option<&str>) -> anyhow::Result<Option<Zone>> {
+    let zone = name.map(Zone::new).transpose().context("server.zone")?;
+    Ok(zone.filter(|zone| !zone.is_none()))
 }
 
 fn grpc_bounds(server: &settings::Server) -> Bounds {

@@ -79,6 +79,8 @@ impl Asked {
             deadline_ms: self.deadline_ms,
             value_bytes: self.value_bytes,
             replicas: &self.replicas,
+            zones: &[],
+            zone: None,
         }
     }
 }

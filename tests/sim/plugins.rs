@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use witan_kernel::hook::{
-    Asked, FaultKind, Hooks, Native, Partition, Pending, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState,
+    Asked, FaultKind, Hooks, Native, Partition, Pending, Plugins, PolicyAnswer, PolicyQuestion, ReadReplica,
     ResolverQuestion, Shortfall, Verdict,
 };
-use witan_kernel::name::{Key, NodeId, TenantId};
+use witan_kernel::name::{Key, TenantId, Zone};
 
 use crate::world::{Dice, Tags, from_value, to_value};
 
@@ -140,7 +140,7 @@ impl Hooks for Lenient {
         partition(generation, key)
     }
 
-    fn prefer(&self, _: &Key, _: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
+    fn prefer(&self, _: &Key, _: &[ReadReplica], _: Option<&Zone>) -> Asked<Vec<u8>> {
         Asked::Unbound
     }
 }
@@ -186,7 +186,7 @@ impl Hooks for Simulated {
         partition(generation, key)
     }
 
-    fn prefer(&self, _: &Key, _: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
+    fn prefer(&self, _: &Key, _: &[ReadReplica], _: Option<&Zone>) -> Asked<Vec<u8>> {
         Asked::Unbound
     }
 }

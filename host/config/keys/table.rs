@@ -25,6 +25,13 @@ pub const KEYS: &[Key] = &[
     Key::new("server.node_id", Text, "This coordinator's id, unique among the coordinators of a database.")
         .default("coordinator-1"),
     Key::new(
+        "server.zone",
+        Text,
+        "The zone in which this coordinator runs, one of those of the storage nodes. Consistency policies and routing hooks \
+            know it, say to read in the same zone.",
+    )
+    .otherwise("none"),
+    Key::new(
         "server.data_dir",
         Path,
         "Folder of this coordinator's files: embedded stores, compiled plugins. Created if it \

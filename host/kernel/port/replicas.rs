@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::hook::ReplicaState;
-use crate::name::NodeId;
+use crate::name::{NodeId, Zone};
 use crate::replica::{Outcome, ReplicaError, Request};
 
 /// The storage nodes, as seen by a coordinator.
@@ -29,6 +29,12 @@ pub trait Replicas: Send + Sync + 'static {
     fn is_asked_last(&self, node: &NodeId) -> bool {
         let _ = node;
         false
+    }
+
+    /// The node's zone. Cheap, above all where no node has one.
+    fn zone(&self, node: &NodeId) -> Option<Zone> {
+        let _ = node;
+        None
     }
 
     /// False when the node has not named [`crate::capability::NAMES`] in its last handshake. One that has not been met yet may have it: a
@@ -159,6 +165,10 @@ impl<T: Replicas> Replicas for Arc<T> {
 
     fn is_asked_last(&self, node: &NodeId) -> bool {
         (**self).is_asked_last(node)
+    }
+
+    fn zone(&self, node: &NodeId) -> Option<Zone> {
+        (**self).zone(node)
     }
 
     fn has_names(&self, node: &NodeId) -> bool {

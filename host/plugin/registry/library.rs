@@ -13,11 +13,11 @@ use witan_kernel::limit::COMPONENT_BYTES;
 pub use witan_kernel::port::{Artifact, Source};
 
 use crate::binding::Reference;
+use crate::calls::Manifest;
 use crate::digest::Digest;
 use crate::disk::{remove_abandoned, write_file};
 use crate::error::HostError;
 use crate::folder::Folder;
-use crate::instance::Manifest;
 use crate::limit;
 
 /// The component that a reference means: of several, the one in the watched folder, otherwise the newest.

@@ -84,7 +84,7 @@ mod tests {
     use witan_plugin_sdk::policy::Level;
 
     fn replica(reachable: bool, p99: u32) -> Replica {
-        Replica { reachable, latency_p50_us: p99 / 4, latency_p99_us: p99, in_flight: 0 }
+        Replica { reachable, latency_p50_us: p99 / 4, latency_p99_us: p99, in_flight: 0, attributes: Vec::new() }
     }
 
     fn question(operation: Operation, level: Level, minimum: Level, replicas: Vec<Replica>) -> Question {

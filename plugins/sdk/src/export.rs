@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::thread::LocalKey;
 
 use crate::bindings::{conflict_resolver, consistency_policy, routing_hook};
-use crate::{ConflictResolver, ConsistencyPolicy, Error, Plugin, RoutingHook};
+use crate::{Attributes, ConflictResolver, ConsistencyPolicy, Error, Plugin, RoutingHook};
 
 /// Holds the plugin of an instance: created by `Default` at its first use and configured at most once. A single static is enough,
 /// because a WebAssembly instance has one thread.
@@ -93,6 +93,13 @@ where
         ask::<N, _>(|plugin| plugin.resolve(&question))
     }
 
+    fn resolve_many(questions: Vec<crate::resolver::Question>) -> Vec<Result<crate::resolver::Verdict, Error>> {
+        N::cell().with(|cell| match cell.try_borrow() {
+            Ok(plugin) => plugin.resolve_many(&questions),
+            Err(_) => questions.iter().map(|_| Err(Error::Internal)).collect(),
+        })
+    }
+
     fn samples() -> Vec<Vec<u8>> {
         N::Plugin::samples()
     }
@@ -106,8 +113,12 @@ where
         ask::<N, _>(|plugin| plugin.partition_key(&key))
     }
 
-    fn prefer_replicas(key: Vec<u8>, candidates: Vec<crate::routing::Candidate>) -> Result<Vec<u8>, Error> {
-        ask::<N, _>(|plugin| plugin.prefer_replicas(&key, &candidates))
+    fn prefer_replicas(
+        key: Vec<u8>,
+        candidates: Vec<crate::routing::Candidate>,
+        attributes: Attributes,
+    ) -> Result<Vec<u8>, Error> {
+        ask::<N, _>(|plugin| plugin.prefer_replicas(&key, &candidates, &attributes))
     }
 }
 

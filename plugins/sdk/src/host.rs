@@ -1,4 +1,4 @@
-//! The functions that a plugin can call on its host. On targets other than WebAssembly, both print to standard error.
+//! The functions that a plugin can call on its host. On targets other than WebAssembly, they print to standard error or know nothing.
 
 /// How much a message matters to an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,4 +36,13 @@ pub fn metric(name: &str, value: f64) {
     crate::bindings::consistency_policy::witan::plugin::host::metric(name, value);
     #[cfg(not(target_arch = "wasm32"))]
     eprintln!("{name} = {value}");
+}
+
+/// What is known of the tenant that this plugin serves: the same at every coordinator, and for ever. `tenant` is its id; it is absent while
+/// the plugin is staged or probed.
+pub fn tenant() -> crate::Attributes {
+    #[cfg(target_arch = "wasm32")]
+    return crate::bindings::consistency_policy::witan::plugin::host::tenant();
+    #[cfg(not(target_arch = "wasm32"))]
+    crate::Attributes::new()
 }

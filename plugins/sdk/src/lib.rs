@@ -31,6 +31,7 @@ mod bindings;
 mod config;
 mod export;
 pub mod host;
+pub mod join;
 pub mod policy;
 pub mod resolver;
 pub mod routing;
@@ -40,6 +41,14 @@ pub use policy::ConsistencyPolicy;
 pub use resolver::ConflictResolver;
 pub use routing::RoutingHook;
 pub use witan_world_consistency_policy::witan::plugin::types::Error;
+
+/// Names and values. More may be added, so ignore names that you do not know, and cope with the absence of those that you know.
+pub type Attributes = Vec<(String, String)>;
+
+/// The value of an attribute, if it is there.
+pub fn attribute<'a>(attributes: &'a Attributes, name: &str) -> Option<&'a str> {
+    attributes.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+}
 
 /// A plugin of any kind. `Default` creates it unconfigured.
 pub trait Plugin: Default + 'static {

@@ -14,24 +14,36 @@ pub trait ConflictResolver: Plugin {
     /// Decides one conflict. There is at least one sibling.
     fn resolve(&self, question: &Question) -> Result<Verdict, Error>;
 
+    /// Decides several conflicts with one call, each as [`Self::resolve`] does. Only worth implementing where that takes less time than one
+    /// after the other.
+    fn resolve_many(&self, questions: &[Question]) -> Vec<Result<Verdict, Error>> {
+        questions.iter().map(|question| self.resolve(question)).collect()
+    }
+
     /// A few sample values of the kind that this resolver merges, as varied as possible: the host checks the laws on them.
     fn samples() -> Vec<Vec<u8>> {
         Vec::new()
     }
 }
 
+/// The value that a resolver's verdict leaves of these values, all of the same time; `None`: all are kept. For tests.
+///
+/// # Panics
+/// When it declines, or picks a sibling that is not there.
+pub fn verdict<R: ConflictResolver>(resolver: &R, values: &[&[u8]]) -> Option<Vec<u8>> {
+    let siblings = values.iter().map(|value| Sibling { value: value.to_vec(), time: 1 }).collect();
+    let question = Question { key: b"key".to_vec(), siblings, attributes: Vec::new() };
+    match resolver.resolve(&question) {
+        Ok(Verdict::Pick(index)) => Some(question.siblings[index as usize].value.clone()),
+        Ok(Verdict::Merged(value)) => Some(value),
+        Ok(Verdict::KeepAll) => None,
+        Err(error) => panic!("{error:?} on {values:?}"),
+    }
+}
+
 /// Panics if the verdicts on some of `values` break a law, naming these values. For tests; takes time cubic in their number.
 pub fn assert_laws<R: ConflictResolver>(resolver: &R, values: &[Vec<u8>]) {
-    let resolve = |parts: &[&[u8]]| -> Option<Vec<u8>> {
-        let siblings = parts.iter().map(|value| Sibling { value: value.to_vec(), time: 1 }).collect();
-        let question = Question { key: b"key".to_vec(), siblings, attributes: Vec::new() };
-        match resolver.resolve(&question) {
-            Ok(Verdict::Pick(index)) => Some(question.siblings[index as usize].value.clone()),
-            Ok(Verdict::Merged(value)) => Some(value),
-            Ok(Verdict::KeepAll) => None,
-            Err(error) => panic!("{error:?} on {parts:?}"),
-        }
-    };
+    let resolve = |parts: &[&[u8]]| verdict(resolver, parts);
     for a in values {
         for b in values {
             let ab = resolve(&[a, b]);
@@ -45,4 +57,40 @@ pub fn assert_laws<R: ConflictResolver>(resolver: &R, values: &[Vec<u8>]) {
             }
         }
     }
+}
+
+/// Values that no client of good will writes, and that a resolver may be shown all the same: a resolver must answer something about each,
+/// and keep the laws. For tests.
+pub fn hostile_values() -> Vec<Vec<u8>> {
+    const DEEP: usize = 1_000;
+    let nested = |open: &str, close: &str| format!("{}{}", open.repeat(DEEP), close.repeat(DEEP)).into_bytes();
+    let digits = "9".repeat(DEEP);
+    let mut values = vec![
+        nested("[", "]"),
+        nested(r#"{"a":"#, "}"),
+        "[".repeat(DEEP).into_bytes(),
+        format!("[{digits}]").into_bytes(),
+        format!(r#"{{"a":{digits}}}"#).into_bytes(),
+        format!(r#"{{"a":{{"time":{digits},"value":{digits}}}}}"#).into_bytes(),
+    ];
+    let texts: [&[u8]; 16] = [
+        b"",
+        b"\0",
+        b"\n",
+        b"\xff\xfe\x00",
+        b"{\"a\xff\":1}",
+        b"\xef\xbb\xbf{}",
+        br#"{"a":1,"a":2}"#,
+        br#"{"a":{"value":1,"value":2,"time":1}}"#,
+        br#"{"\ud800":1}"#,
+        br#"{"a":"\udfff"}"#,
+        br#"{"a":1e999999999999999999999}"#,
+        br#"{"a":-1e-999999999999999999999}"#,
+        br#"{"a":-0}"#,
+        br#"{"":{"":{"":{}}}}"#,
+        b"{\"a\":\"\x00\"}",
+        br#"{"a":NaN}"#,
+    ];
+    values.extend(texts.map(<[u8]>::to_vec));
+    values
 }

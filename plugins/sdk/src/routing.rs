@@ -2,7 +2,7 @@
 
 pub use crate::bindings::routing_hook::exports::witan::plugin::routing::{Candidate, Replica};
 
-use crate::{Error, Plugin};
+use crate::{Attributes, Error, Plugin};
 
 /// Decides which partition keys belong to, and which replicas are read first. Implement one function or both.
 pub trait RoutingHook: Plugin {
@@ -13,9 +13,10 @@ pub trait RoutingHook: Plugin {
     }
 
     /// The order in which replicas are read: indices into `candidates`, each at most once, best first. Replicas that are left out follow
-    /// in the coordinator's own order, which is also the default.
-    fn prefer_replicas(&self, key: &[u8], candidates: &[Candidate]) -> Result<Vec<u8>, Error> {
-        let _ = (key, candidates);
+    /// in the coordinator's own order, which is also the default. A candidate's `state.attributes` have its `zone`, and `attributes` the
+    /// `coordinator-zone`, as far as there are any.
+    fn prefer_replicas(&self, key: &[u8], candidates: &[Candidate], attributes: &Attributes) -> Result<Vec<u8>, Error> {
+        let _ = (key, candidates, attributes);
         Ok(Vec::new())
     }
 }

@@ -24,11 +24,15 @@ impl Plugins {
         self.0.clone()
     }
 
+    /// The folder into which `cargo xtask plugins` builds.
+    pub(crate) fn folder() -> PathBuf {
+        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/plugins");
+        std::env::var_os("WITAN_PLUGINS").map_or(built, PathBuf::from)
+    }
+
     /// A first-party plugin, as `cargo xtask plugins` has built it.
     pub(crate) fn component(name: &str) -> Vec<u8> {
-        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/plugins");
-        let folder = std::env::var_os("WITAN_PLUGINS").map_or(built, PathBuf::from);
-        let file = folder.join(format!("{name}.wasm"));
+        let file = Self::folder().join(format!("{name}.wasm"));
         std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}; run `cargo xtask plugins`", file.display()))
     }
 

@@ -1,5 +1,6 @@
 //! Guests made from WebAssembly text: a few lines make a plugin do anything.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -21,16 +22,21 @@ pub(crate) struct Guest {
     pub(crate) answer: String,
     pub(crate) samples: String,
     pub(crate) prefer: String,
+    /// `resolve-many`, which version 0.1.0 does not have.
+    pub(crate) many: String,
     pub(crate) pages: u32,
     hook: &'static str,
+    version: &'static str,
 }
 
 /// Addresses of static results in a guest's memory.
 const MANIFEST: usize = 100;
 const STRINGS: usize = 200;
 const CONFIGURED: usize = 400;
-const ANSWER: usize = 500;
+pub(crate) const ANSWER: usize = 500;
 const EMPTY_LIST: usize = 600;
+/// Where the verdicts on several questions are, above what the questions take.
+const VERDICTS: usize = 60_000;
 /// The first byte of the guest's heap.
 const HEAP: usize = 4096;
 
@@ -70,9 +76,17 @@ impl Guest {
             answer: format!("(i32.const {ANSWER})"),
             samples: format!("(i32.const {EMPTY_LIST})"),
             prefer: format!("(i32.const {CONFIGURED})"),
+            many: keep_all_of_many(),
             pages: 1,
             hook: world,
+            version: "0.1.0",
         }
+    }
+
+    /// The same for another released version of the interface than the first.
+    pub(crate) fn of_version(mut self, version: &'static str) -> Self {
+        self.version = version;
+        self
     }
 
     /// Runs `body` before it answers a question that triggers it: for a policy one about a value of 666 bytes, for a resolver one about
@@ -99,7 +113,7 @@ impl Guest {
 
     pub(crate) fn build(&self) -> Vec<u8> {
         let mut module = wat::parse_str(self.module()).unwrap_or_else(|error| panic!("{error}"));
-        let (resolve, package) = &*WIT;
+        let (resolve, package) = &WIT[self.version];
         let world = resolve.select_world(&[*package], Some(self.world)).unwrap();
         embed_component_metadata(&mut module, resolve, world, StringEncoding::UTF8).unwrap();
         ComponentEncoder::default().module(&module).unwrap().validate(false).encode().unwrap()
@@ -118,6 +132,17 @@ impl Guest {
         let Self { imports, fields, describe, configure, answer, samples, prefer, pages, .. } = self;
         let (manifest, texts) = (data(MANIFEST, &manifest), data(STRINGS, &texts));
         let reset = format!("(global.set $heap (i32.const {HEAP}))");
+        let (many, more) = match self.version {
+            "0.1.0" => (String::new(), ""),
+            _ => {
+                let name = "witan:plugin/resolver@0.1.0#resolve-many";
+                let many = &self.many;
+                (
+                    format!(r#"(func (export "{name}") (param i32 i32) (result i32) (local $i i32) {reset} {many})"#),
+                    "i32 i32",
+                )
+            }
+        };
         let exports = match self.world {
             "consistency-policy" => {
                 let params = "i32 ".repeat(10);
@@ -132,13 +157,13 @@ impl Guest {
                     r#"(func $resolve (export "witan:plugin/resolver@0.1.0#resolve") (param {params}) (result i32)
                          (local $i i32) (local $sum i32) {answer})
                        (func (export "cabi_post_witan:plugin/resolver@0.1.0#resolve") (param i32) {reset})
-                       (func (export "witan:plugin/resolver@0.1.0#samples") (result i32) {samples})"#
+                       (func (export "witan:plugin/resolver@0.1.0#samples") (result i32) {samples}) {many}"#
                 )
             }
             _ => format!(
                 r#"(func (export "witan:plugin/routing@0.1.0#partition-key") (param i32 i32) (result i32) {answer})
                    (func (export "cabi_post_witan:plugin/routing@0.1.0#partition-key") (param i32) {reset})
-                   (func (export "witan:plugin/routing@0.1.0#prefer-replicas") (param i32 i32 i32 i32) (result i32)
+                   (func (export "witan:plugin/routing@0.1.0#prefer-replicas") (param i32 i32 i32 i32 {more}) (result i32)
                      {reset} {prefer})"#
             ),
         };
@@ -155,7 +180,24 @@ impl Guest {
                  (func (export "witan:plugin/plugin@0.1.0#configure") (param i32 i32) (result i32) {configure})
                  {exports} {manifest} {texts} {fields})"#
         )
+        .replace("@0.1.0", &format!("@{}", self.version))
     }
+}
+
+/// The body of a `resolve-many` that keeps all siblings of each question.
+fn keep_all_of_many() -> String {
+    format!(
+        r#"(i32.store (i32.const {EMPTY_LIST}) (i32.const {VERDICTS}))
+           (i32.store offset=4 (i32.const {EMPTY_LIST}) (local.get 1))
+           (block $end (loop $next
+             (br_if $end (i32.eq (local.get $i) (local.get 1)))
+             (i32.store8 offset={VERDICTS} (i32.mul (local.get $i) (i32.const 16)) (i32.const 0))
+             (i32.store8 offset={TAG} (i32.mul (local.get $i) (i32.const 16)) (i32.const 2))
+             (local.set $i (i32.add (local.get $i) (i32.const 1)))
+             (br $next)))
+           (i32.const {EMPTY_LIST})"#,
+        TAG = VERDICTS + 4
+    )
 }
 
 /// A data segment.
@@ -164,11 +206,15 @@ pub(crate) fn data(at: usize, bytes: &[u8]) -> String {
     format!(r#"(data (i32.const {at}) "{text}")"#)
 }
 
-static WIT: LazyLock<(Resolve, PackageId)> = LazyLock::new(|| {
-    let mut resolve = Resolve::default();
+/// Every released version.
+static WIT: LazyLock<BTreeMap<&str, (Resolve, PackageId)>> = LazyLock::new(|| {
     // Of the plugin host's tests, and of those of real processes.
     let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
-    let wit = above.map(|folder| folder.join("wit/0.1.0")).find(|wit| wit.is_dir()).unwrap();
-    let (package, _) = resolve.push_dir(wit).unwrap();
-    (resolve, package)
+    let wit = above.map(|folder| folder.join("wit")).find(|wit| wit.is_dir()).unwrap();
+    let version = |version| {
+        let mut resolve = Resolve::default();
+        let (package, _) = resolve.push_dir(wit.join(version)).unwrap();
+        (version, (resolve, package))
+    };
+    ["0.1.0", "0.2.0"].map(version).into()
 });

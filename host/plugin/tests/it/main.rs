@@ -16,6 +16,7 @@ mod share;
 mod swap;
 mod trial;
 mod turns;
+mod versions;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -177,6 +178,8 @@ fn question(value_bytes: u32) -> PolicyQuestion<'static> {
         deadline_ms: 1000,
         value_bytes,
         replicas: &[HEALTHY; 3],
+        zones: &[],
+        zone: None,
     }
 }
 

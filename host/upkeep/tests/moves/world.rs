@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use witan_coordinate::{Coordinator, Defaults, NoCollapses, NothingNoted, Ports, World};
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{
-    Asked, Hooks, Native, Partition, Pending, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion,
+    Asked, Hooks, Native, Partition, Pending, Plugins, PolicyAnswer, PolicyQuestion, ReadReplica, ResolverQuestion,
     Verdict,
 };
 use witan_kernel::idempotency::{Name, Step, Stepped};
@@ -156,8 +156,8 @@ impl Hooks for Hooked {
         Partition::By { key: partition(generation, key), by: "good@1".into() }
     }
 
-    fn prefer(&self, key: &Key, replicas: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
-        Native.prefer(key, replicas)
+    fn prefer(&self, key: &Key, candidates: &[ReadReplica], zone: Option<&Zone>) -> Asked<Vec<u8>> {
+        Native.prefer(key, candidates, zone)
     }
 }
 
