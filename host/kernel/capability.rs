@@ -41,9 +41,12 @@ pub const GENERATIONS: &str = "generations";
 /// is under maintenance.
 pub const MAINTENANCE: &str = "maintenance";
 
+/// Of a coordinator: it knows that plugins may belong to a tenant, and shows them to nobody else.
+pub const OWNERS: &str = "owners";
+
 /// What a coordinator of this version names with its lease.
-pub const OF_COORDINATORS: [&str; 9] =
-    [NAMES, SMALL_RECORDS, FENCES, MOVES, AGES, COLLECT, ZONES, GENERATIONS, MAINTENANCE];
+pub const OF_COORDINATORS: [&str; 10] =
+    [NAMES, SMALL_RECORDS, FENCES, MOVES, AGES, COLLECT, ZONES, GENERATIONS, MAINTENANCE, OWNERS];
 
 /// What a metadata store keeps of the version that has created it. Capabilities that came with one version are not listed one by one: who
 /// named the first of them had them all.

@@ -8,7 +8,8 @@
 //! 3. `engine`, `compile`: compilation to machine code, once per digest, in a process of its own (`spawn` from the outside, `child` from
 //!    the inside), cached on disk (`images`); `refusals` are remembered there too.
 //! 4. `bindings`, `guest`, `instance`, `fault`: calling it within its limits, and why a call gave no answer.
-//! 5. `describe`, `probe`: its description of itself, and tests of its answers before anything depends on them.
+//! 5. `describe`, `probe`: its description of itself, and tests of its answers before anything depends on them; [`signature`]: who vouches
+//!    for it; `inspect` for tools.
 //! 6. [`binding`], `tenant`, `breaker`, `answers`, `snapshot`: which version answers for which tenant, and what happens when it fails.
 //! 7. `upload`, [`registry`]: [`PluginHost`], which puts a version in force; `folder` watches for new components; [`event`] and [`metrics`]
 //!    report what happened; [`error`] says why a change was not made.
@@ -35,6 +36,7 @@ mod fault;
 mod folder;
 mod guest;
 mod images;
+mod inspect;
 mod instance;
 pub mod limit;
 pub mod metrics;
@@ -42,6 +44,7 @@ mod pool;
 mod probe;
 mod refusals;
 pub mod registry;
+pub mod signature;
 mod snapshot;
 mod spawn;
 mod tenant;
@@ -55,6 +58,7 @@ pub use child::compile_if_asked;
 pub use compile::Compilations;
 pub use digest::Digest;
 pub use error::PluginError;
+pub use inspect::{Described, inspect};
 pub use limit::{Budget, Limits};
 pub use registry::{BindRequest, PluginHost, Settings};
-pub use upload::Upload;
+pub use upload::{Push, Upload};

@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
+use witan_kernel::capability::OWNERS;
+use witan_kernel::name::TenantId;
 use witan_kernel::port::{
     Answer, Artifact, BindingOnRecord, Component, Digest, HookRecord, Metadata, Migration, PAGE, PlacementChange,
-    PluginStore, Slot, StoreError,
+    PluginStore, SigningKey, Slot, StoreError,
 };
 use witan_kernel::sync::lock;
 
@@ -62,7 +64,7 @@ impl PluginStore for StoredPlugins {
     fn components(&self) -> Result<Vec<Artifact>, StoreError> {
         let mut components: Vec<Artifact> = Vec::new();
         loop {
-            let last = components.last().map(|artifact| artifact.digest);
+            let last = components.last().map(|artifact| (artifact.digest, artifact.owner.clone()));
             let page = self.wait(self.metadata.artifacts(last, PAGE))?;
             let ended = page.len() < PAGE as usize;
             components.extend(page);
@@ -77,14 +79,27 @@ impl PluginStore for StoredPlugins {
     }
 
     fn keep(&self, artifact: &Artifact, bytes: &Bytes) -> Result<(), StoreError> {
+        if artifact.owner.is_some() {
+            // A coordinator that does not know of owners would show it to everybody.
+            self.wait(self.metadata.require(OWNERS)).map_err(|error| match error {
+                StoreError::Conflict(lacking) => StoreError::Refused(format!(
+                    "plugins of tenants need a later version everywhere: {lacking}; upgrade it"
+                )),
+                other => other,
+            })?;
+        }
         self.wait(self.metadata.put_artifact(Component { artifact: artifact.clone(), bytes: bytes.clone() }))
     }
 
-    fn forget(&self, digest: Digest) -> Result<(), StoreError> {
-        match self.wait(self.metadata.remove_artifact(digest)) {
+    fn forget(&self, owner: Option<&TenantId>, digest: Digest) -> Result<(), StoreError> {
+        match self.wait(self.metadata.remove_artifact(owner, digest)) {
             Err(StoreError::Missing(_)) => Ok(()),
             removed => removed,
         }
+    }
+
+    fn signing_keys(&self) -> Result<Vec<SigningKey>, StoreError> {
+        self.wait(self.metadata.signing_keys())
     }
 
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {

@@ -6,9 +6,12 @@ use tonic::body::Body;
 use tonic::codec::Codec;
 use tonic_types::StatusExt;
 use witan_memory::MemoryPlugins;
+use witan_plugin::signature::Signatures;
 use witan_plugin::{Limits, Settings};
 use witan_wire::codec::WeighingCodec;
+use witan_wire::v1::upload_plugin_request::Part;
 
+use super::library::{component, manifest};
 use super::*;
 
 fn framed(part: Part) -> Bytes {
@@ -38,11 +41,14 @@ fn endless() -> Streaming<v1::UploadPluginRequest> {
 async fn an_upload_that_does_not_end_is_given_up() {
     let folder = tempfile::tempdir().unwrap();
     let (data_dir, limits) = (folder.path().to_owned(), Limits::default());
-    let settings = Settings { data_dir, folder: None, limits, compiler: "no-compiler".into() };
+    let settings =
+        Settings { data_dir, folder: None, limits, compiler: "no-compiler".into(), signatures: Signatures::default() };
     let host = PluginHost::start(settings, Arc::new(MemoryPlugins::default())).unwrap();
     let began = tokio::time::Instant::now();
     let mut upload = host.begin_upload().unwrap();
-    let refused = receive_in_time(endless(), &mut upload).await.unwrap_err();
+    let mut parts = endless();
+    let manifest = manifest(&mut parts, &upload).await.unwrap();
+    let refused = component(&mut parts, &manifest, &mut upload).await.unwrap_err();
     let reason = refused.get_details_error_info().unwrap().reason;
     assert_eq!((refused.code(), reason.as_str()), (Code::DeadlineExceeded, "DEADLINE"), "{refused}");
     assert_eq!(began.elapsed().as_secs(), 60, "{refused}");

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 
+use super::{Answer, Artifact, BindingOnRecord, Digest, Migration, PlacementChange, SigningKey, Slot, StoreError};
 #[cfg(doc)]
-use super::MigrationStore;
-use super::{Answer, Artifact, BindingOnRecord, Digest, Migration, PlacementChange, Slot, StoreError};
+use super::{ArtifactStore, MigrationStore};
+use crate::name::TenantId;
 
 /// Where the plugin host keeps components and bindings, for one coordinator or for several. Called on a thread of the plugin
 /// host, never on one of a runtime: an implementation may block (say, in `tokio::runtime::Handle::block_on`). Several threads call at
@@ -16,17 +17,21 @@ pub trait PluginStore: Send + Sync + 'static {
     /// Whether other coordinators change it too.
     fn is_shared(&self) -> bool;
 
-    /// Every component, without its bytes.
+    /// Every component, without its bytes: once for each of its owners.
     fn components(&self) -> Result<Vec<Artifact>, StoreError>;
 
     /// A component's bytes. `None` when it is not stored, or was removed.
     fn component(&self, digest: Digest) -> Result<Option<Bytes>, StoreError>;
 
-    /// Stores a component; one that is stored already is left unchanged. Durable when it returns.
+    /// Stores a component for its owner, as [`ArtifactStore::put_artifact`] does. Durable when it returns.
     fn keep(&self, artifact: &Artifact, bytes: &Bytes) -> Result<(), StoreError>;
 
-    /// Removes a component. Not an error when there is none; [`StoreError::Refused`] when a binding needs it.
-    fn forget(&self, digest: Digest) -> Result<(), StoreError>;
+    /// Takes a component from its owner, and removes it with the last one. Not an error when the owner does not have it;
+    /// [`StoreError::Refused`] when a binding needs it.
+    fn forget(&self, owner: Option<&TenantId>, digest: Digest) -> Result<(), StoreError>;
+
+    /// The keys with which an owner's plugins may be signed.
+    fn signing_keys(&self) -> Result<Vec<SigningKey>, StoreError>;
 
     /// Every binding. None of them counts as read: a thread may be about to change one of them, from an earlier version.
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError>;
@@ -36,7 +41,7 @@ pub trait PluginStore: Send + Sync + 'static {
 
     /// Replaces a slot's binding. `record` is the plugin host's text, and names the components it needs by their digests in
     /// lower-case hexadecimal digits. Durable when it returns. [`StoreError::Conflict`]; [`StoreError::Missing`] when the
-    /// component `puts_in_force`, if there is one, is not stored.
+    /// component `puts_in_force`, if there is one, is not stored, or belongs to other tenants alone.
     fn save(&self, slot: &Slot, record: String, puts_in_force: Option<Digest>) -> Result<(), StoreError>;
 
     /// The same, and records a placement change in the same transaction: as [`MigrationStore::change_placement`], with its errors.

@@ -30,6 +30,7 @@ const SQLITE: &[File] = files!("sqlite":
     (10, "zones", "0010_zones.sql"),
     (11, "maintenance", "0011_maintenance.sql"),
     (12, "generations", "0012_generations.sql"),
+    (14, "plugin owners", "0014_plugin_owners.sql"),
 );
 
 const POSTGRES: &[File] = files!("postgres":
@@ -45,6 +46,7 @@ const POSTGRES: &[File] = files!("postgres":
     (10, "zones", "0010_zones.sql"),
     (11, "maintenance", "0011_maintenance.sql"),
     (12, "generations", "0012_generations.sql"),
+    (14, "plugin owners", "0014_plugin_owners.sql"),
 );
 
 /// The migrations of an SQLite database.
@@ -123,7 +125,8 @@ mod tests {
                 "d73e619b441ec407",
                 "ca485ee810cde26c",
                 "4ad3fc2fd663836b",
-                "7ba944f5824a12d6"
+                "7ba944f5824a12d6",
+                "bb0c5c573044a4f2"
             ]
         );
         assert_eq!(
@@ -140,7 +143,8 @@ mod tests {
                 "d7d9bb8734e6960c",
                 "b01a129f1e9df895",
                 "9ee05d6cfd01b4c6",
-                "884cf9df73a12b50"
+                "884cf9df73a12b50",
+                "e2527a39e8451dd1"
             ]
         );
     }

@@ -9,7 +9,10 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use witan_kernel::hook::Hook;
-use witan_kernel::port::{Artifact, BindingOnRecord, Migration, PlacementChange, PluginStore, Slot, StoreError};
+use witan_kernel::name::TenantId;
+use witan_kernel::port::{
+    Artifact, BindingOnRecord, Migration, PlacementChange, PluginStore, SigningKey, Slot, StoreError,
+};
 use witan_memory::MemoryPlugins;
 use witan_plugin::event::{Event, EventKind};
 use witan_plugin::{BindRequest, Digest, OnFault, PluginError, PluginHost, Reference, Settings};
@@ -65,8 +68,12 @@ impl PluginStore for Observed {
         self.store.keep(artifact, bytes)
     }
 
-    fn forget(&self, digest: Digest) -> Result<(), StoreError> {
-        self.store.forget(digest)
+    fn forget(&self, owner: Option<&TenantId>, digest: Digest) -> Result<(), StoreError> {
+        self.store.forget(owner, digest)
+    }
+
+    fn signing_keys(&self) -> Result<Vec<SigningKey>, StoreError> {
+        self.store.signing_keys()
     }
 
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {
@@ -113,8 +120,7 @@ impl Scene {
         let ((read, reads), (keeping, keeps)) = (unbounded_channel(), unbounded_channel());
         let store = MemoryPlugins::default().seat();
         let store = Arc::new(Observed { store, read, keeping, gate: Mutex::default() });
-        let settings =
-            Settings { data_dir: dir.path().join("data"), folder: None, limits: ample(), compiler: COMPILER.into() };
+        let settings = Settings { folder: None, ..crate::settings(&dir, ample(), COMPILER) };
         let host = PluginHost::start(settings, store.clone()).unwrap();
         let mut scene = Self { _dir: dir, host, store, read: reads, keeping: keeps };
         for required in 1..=3 {
@@ -127,7 +133,7 @@ impl Scene {
     }
 
     async fn stage(&self, component: Vec<u8>) -> Digest {
-        self.host.stage(component.into(), None).await.unwrap().digest
+        self.host.stage(Bytes::from(component), None).await.unwrap().digest
     }
 
     async fn roll_back_and_unbind(&self) {
@@ -212,7 +218,7 @@ type Upload = tokio::task::JoinHandle<Result<Artifact, PluginError>>;
 
 fn upload(host: &PluginHost, component: Vec<u8>, deadline: Option<Instant>) -> Upload {
     let host = host.clone();
-    tokio::spawn(async move { host.stage(component.into(), deadline).await })
+    tokio::spawn(async move { host.stage(Bytes::from(component), deadline).await })
 }
 
 #[tokio::test]

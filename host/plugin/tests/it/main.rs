@@ -10,7 +10,9 @@ mod guest;
 mod hostile;
 mod lanes;
 mod life;
+mod owners;
 mod share;
+mod signed;
 mod swap;
 
 use std::path::{Path, PathBuf};
@@ -26,6 +28,7 @@ use witan_kernel::tenant::Level;
 use witan_memory::MemoryPlugins;
 use witan_plugin::event::{Event, EventKind};
 use witan_plugin::registry::Binding;
+use witan_plugin::signature::Signatures;
 use witan_plugin::{BindRequest, Digest, Limits, OnFault, PluginError, PluginHost, Reference, Settings};
 
 /// A host with a data folder, a watched folder and a binding store that outlive it.
@@ -65,7 +68,7 @@ impl World {
 
     /// Waits for the first scan of the folder.
     async fn scanned(&self) {
-        self.host.is_known(&name("any"), None).await.unwrap();
+        self.host.is_known(None, &name("any"), None).await.unwrap();
     }
 
     fn folder(&self) -> PathBuf {
@@ -90,7 +93,7 @@ impl World {
     ) -> Result<Binding, PluginError> {
         let tenant = (!tenant.is_empty()).then(|| self::tenant(tenant));
         let configuration = Bytes::from_static(configuration);
-        self.host.is_known(&plugin, None).await?;
+        self.host.is_known(None, &plugin, None).await?;
         self.host.bind(BindRequest { tenant, hook, plugin, configuration, on_fault }).await
     }
 
@@ -143,7 +146,7 @@ fn start_with(dir: &TempDir, store: &Arc<MemoryPlugins>, limits: Limits, compile
 
 fn settings(dir: &TempDir, limits: Limits, compiler: impl Into<PathBuf>) -> Settings {
     let (data_dir, folder) = (dir.path().join("data"), Some(dir.path().join("plugins")));
-    Settings { data_dir, folder, limits, compiler: compiler.into() }
+    Settings { data_dir, folder, limits, compiler: compiler.into(), signatures: Signatures::default() }
 }
 
 fn tenant(id: &str) -> TenantId {
