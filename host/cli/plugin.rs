@@ -11,7 +11,7 @@ use bytes::Bytes;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use witan_kernel::hook::Hook;
-use witan_kernel::limit::PLUGIN_CONFIGURATION_BYTES;
+use witan_kernel::limit::{COMPONENT_BYTES, PLUGIN_CONFIGURATION_BYTES};
 use witan_plugin::binding::OnFault;
 use witan_wire::v1::{
     BindPluginRequest, BindPluginResponse, Binding, ListBindingsRequest, PluginEvent, RollbackBindingRequest,
@@ -26,6 +26,9 @@ use super::deed::Deed;
 use super::migration::watch;
 use super::output::{self, Output, Table, grouped};
 
+/// Limit of a component read from disk. The coordinator has its own, lower one; this one bounds memory here.
+const COMPONENT: Limit =
+    Limit { field: "FILE", bytes: COMPONENT_BYTES, remedy: "build the plugin for size (opt-level \"s\", strip)" };
 /// Limit of a binding's configuration: the coordinator's, checked here before anything is sent.
 const CONFIGURATION: Limit = Limit {
     field: "--configuration",

@@ -221,9 +221,9 @@ impl PluginHost {
         Ok(crate::folder::start(&self.inner).map_err(HostError::thread("the watched folder"))?)
     }
 
-    /// Waits until it is known what a reference of a tenant (`None`: for all tenants) means: a name, or a digest that is not known, may mean a
-    /// file of the watched folder, whose first scan may not have ended. It waits until `deadline`, or [`limit::FIRST_SCAN_WAIT`] if that is
-    /// shorter; then it fails with [`PluginError::HostBusy`].
+    /// Waits until it is known what a reference of a tenant (`None`: for all tenants) means: a name, or a digest that is not known, may
+    /// mean a file of the watched folder, whose first scan may not have ended. It waits until `deadline`, or [`limit::FIRST_SCAN_WAIT`] if
+    /// that is shorter; then it fails with [`PluginError::HostBusy`].
     pub async fn is_known(
         &self,
         tenant: Option<&TenantId>,

@@ -7,25 +7,21 @@ use anyhow::Context;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use witan_kernel::limit::COMPONENT_BYTES;
 use witan_plugin::signature::Signature;
 use witan_wire::v1::upload_plugin_request::Part;
 use witan_wire::v1::{
     GetPluginRequest, ListPluginsRequest, PluginInfo, RemovePluginRequest, UploadPluginManifest, UploadPluginRequest,
 };
 
-use super::{short, sign};
+use super::{COMPONENT, short, sign};
 use crate::cli::Global;
-use crate::cli::args::{self, Limit, Source};
+use crate::cli::args::{self, Source};
 use crate::cli::client::{self, Problem, within, within_long};
 use crate::cli::deed::Deed;
 use crate::cli::output::{self, Output, Table, grouped};
 
 /// Bytes of one uploaded chunk: half of what the API allows.
 const CHUNK_BYTES: usize = 512 << 10;
-/// Limit of a component read from disk. The coordinator has its own, lower one; this one bounds memory here.
-pub(super) const COMPONENT: Limit =
-    Limit { field: "FILE", bytes: COMPONENT_BYTES, remedy: "build the plugin for size (opt-level \"s\", strip)" };
 
 pub(super) const PUSH_EXAMPLES: &str = "\
 The coordinator checks, compiles and probes the component before it reports it as ready; if it refuses one, it says why. \

@@ -13,7 +13,7 @@ use witan_kernel::name::TenantId;
 use witan_plugin::signature::{self, Signature, Statement};
 use witan_plugin::{Described, inspect};
 
-use super::library::COMPONENT;
+use super::COMPONENT;
 use crate::cli::Global;
 use crate::cli::args::{self, Limit, Source};
 use crate::cli::output::{self, Output};

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Answer;
 #[cfg(doc)]
-use super::{StoreError, owners};
+use super::StoreError;
 use crate::hook::Hook;
 use crate::name::TenantId;
 
@@ -127,7 +127,7 @@ impl fmt::Debug for Component {
 /// Plugin artifacts on record.
 pub trait ArtifactStore: Send + Sync + 'static {
     /// Stores a component for its owner. One that the owner has already is left unchanged, except that it is signed from then on if
-    /// it was not before, or by the later key. [`StoreError::Refused`] outside the limits, and where [`owners::may_own`] says so. The
+    /// it was not before, or by the later key. [`StoreError::Refused`] outside the limits, and where `owners::may_own` says so. The
     /// caller has checked that the digest is that of the bytes.
     fn put_artifact(&self, component: Component) -> Answer<()>;
 
