@@ -1,6 +1,8 @@
 //! The plugin platform as an API: the edge that knows the plugin host. It decodes, calls and encodes with the means of `grpc`.
 
 mod candidates;
+mod keys;
+mod library;
 mod swap;
 
 use std::pin::Pin;
@@ -13,11 +15,10 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use witan_kernel::hook::Hook;
 use witan_kernel::name::{Invalid, TenantId, shown};
 use witan_plugin::event::Event;
-use witan_plugin::registry::{Artifact, Binding, RoutingChange};
-use witan_plugin::{BindRequest, OnFault, PluginError, PluginHost, Reference, TryRequest, Upload};
+use witan_plugin::registry::{Binding, RoutingChange};
+use witan_plugin::{BindRequest, OnFault, PluginError, PluginHost, Push, Reference, TryRequest, Upload, signature};
 use witan_wire::v1;
 use witan_wire::v1::plugin_service_server::PluginService;
-use witan_wire::v1::upload_plugin_request::Part;
 
 use crate::access::caller::Caller;
 use crate::grpc::convert::timeout;
@@ -26,7 +27,7 @@ use crate::grpc::kept::{Admit, Kept, listed, usage};
 use crate::grpc::status::{invalid, refused, store_report};
 use crate::grpc::tenants;
 use candidates::How;
-use witan_control::{Catalog, ChangeRefused, Turn, Unfenced};
+use witan_control::{Catalog, ChangeRefused, Turn, TurnLimits, Turns, Unfenced};
 
 /// How long a list of bindings waits for the metadata store: the bindings are known without it.
 const UNFENCED_WITHIN: Duration = Duration::from_secs(1);
@@ -37,28 +38,21 @@ pub struct PluginApi {
     host: PluginHost,
     catalog: Arc<Catalog>,
     answers: Arc<dyn Admit>,
+    /// Turns of uploads.
+    uploads: Turns,
     now_ms: fn() -> u64,
 }
 
 impl PluginApi {
     /// A service over `host` for the tenants of `catalog`, whose answers have room among `answers`. `now_ms`: Unix time.
     pub fn new(host: PluginHost, catalog: Arc<Catalog>, answers: Arc<dyn Admit>, now_ms: fn() -> u64) -> Self {
-        Self { host, catalog, answers, now_ms }
+        Self { host, catalog, answers, uploads: Turns::new(TurnLimits::UPLOADS), now_ms }
     }
 
     /// A turn for a change of a binding; those for all tenants (`None`) are for operators.
     fn change(&self, caller: &Caller, tenant: Option<&TenantId>) -> Result<Turn, Status> {
         let taken = self.catalog.changes().take(tenant.and_then(|tenant| caller.on_behalf_of(tenant)));
         taken.map_err(|refused| tenants::status(&refused))
-    }
-
-    async fn find(&self, request: &Request<v1::GetPluginRequest>) -> Result<Artifact, Status> {
-        let plugin = &*request.get_ref().plugin;
-        let reference = self.reference(plugin, deadline(request)).await?;
-        let found = self.host.artifact(&reference);
-        found.ok_or_else(|| {
-            refused(Code::NotFound, "PLUGIN_NOT_FOUND", format!("plugin {} does not exist", shown(plugin)))
-        })
     }
 
     /// The nodes that have not confirmed changes of bindings, or why they are not known: what is bound can be seen all the same.
@@ -80,29 +74,6 @@ impl PluginApi {
         };
         (unfenced.into_iter().map(shown).collect(), String::new())
     }
-
-    /// Parses a reference, and waits until it is known what it means. A unique prefix of a digest, of at least 8 digits, refers to that
-    /// digest.
-    async fn reference(&self, text: &str, deadline: Option<Instant>) -> Result<Reference, Status> {
-        self.host.is_known(&self.parse(text)?, deadline).await.map_err(status)?;
-        // Again: it may be a prefix of what has become known meanwhile.
-        self.parse(text)
-    }
-
-    fn parse(&self, text: &str) -> Result<Reference, Status> {
-        let is_prefix = (8..64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
-        if is_prefix {
-            let artifacts = self.host.artifacts();
-            let mut meant = artifacts.iter().filter(|a| a.digest.to_string().starts_with(&text.to_lowercase()));
-            if let (Some(artifact), None) = (meant.next(), meant.next()) {
-                return Ok(Reference::Digest(artifact.digest));
-            }
-        }
-        Reference::parse(text).ok_or_else(|| {
-            let remedy = "use a digest, name@version or a name, as `witan plugin list` shows them";
-            invalid(&Invalid::new("plugin", format!("{} names no plugin", shown(text)), remedy))
-        })
-    }
 }
 
 #[tonic::async_trait]
@@ -111,38 +82,28 @@ impl PluginService for PluginApi {
         &self,
         request: Request<Streaming<v1::UploadPluginRequest>>,
     ) -> Result<Response<v1::UploadPluginResponse>, Status> {
-        let deadline = deadline(&request);
-        // Its place is held until the component is staged.
-        let mut upload = self.host.begin_upload().map_err(status)?;
-        receive_in_time(request.into_inner(), &mut upload).await?;
-        let artifact = self.host.stage(upload.take(), deadline).await.map_err(status)?;
-        Ok(Response::new(v1::UploadPluginResponse { plugin: Some(info(&artifact)) }))
+        self.upload(request).await
     }
 
     async fn list_plugins(
         &self,
-        mut request: Request<v1::ListPluginsRequest>,
+        request: Request<v1::ListPluginsRequest>,
     ) -> Result<Response<v1::ListPluginsResponse>, Status> {
-        let (caller, usage) = (caller(&mut request)?, usage(&request));
-        let plugins = self.host.artifacts().iter().map(info).collect();
-        listed(&*self.answers, &usage, caller.credential().tenant(), v1::ListPluginsResponse { plugins })
+        self.list(request)
     }
 
     async fn get_plugin(
         &self,
         request: Request<v1::GetPluginRequest>,
     ) -> Result<Response<v1::GetPluginResponse>, Status> {
-        let artifact = self.find(&request).await?;
-        Ok(Response::new(v1::GetPluginResponse { plugin: Some(info(&artifact)) }))
+        self.get(request).await
     }
 
     async fn remove_plugin(
         &self,
         request: Request<v1::RemovePluginRequest>,
     ) -> Result<Response<v1::RemovePluginResponse>, Status> {
-        let reference = self.reference(&request.get_ref().plugin, deadline(&request)).await?;
-        self.host.remove(reference).await.map_err(status)?;
-        Ok(Response::new(v1::RemovePluginResponse {}))
+        self.remove(request).await
     }
 
     async fn bind_plugin(
@@ -175,7 +136,7 @@ impl PluginService for PluginApi {
             return Ok(kept.with(v1::BindPluginResponse { previous, ..Default::default() }));
         }
         // Before the change begins, which may block operations.
-        let plugin = self.reference(&request.plugin, deadline).await?;
+        let plugin = self.reference(tenant.as_ref(), &request.plugin, deadline).await?;
         let configuration = request.configuration;
         let bind = BindRequest { tenant: slot.clone(), hook, plugin, configuration, on_fault, author };
         if let How::Tried { mode, percent, bounds, promote_after_s } = how {
@@ -299,6 +260,27 @@ impl PluginService for PluginApi {
         listed(&*self.answers, &usage, caller.credential().tenant(), answer)
     }
 
+    async fn add_signing_key(
+        &self,
+        request: Request<v1::AddSigningKeyRequest>,
+    ) -> Result<Response<v1::AddSigningKeyResponse>, Status> {
+        self.add_key(request).await
+    }
+
+    async fn list_signing_keys(
+        &self,
+        request: Request<v1::ListSigningKeysRequest>,
+    ) -> Result<Response<v1::ListSigningKeysResponse>, Status> {
+        self.list_keys(request).await
+    }
+
+    async fn remove_signing_key(
+        &self,
+        request: Request<v1::RemoveSigningKeyRequest>,
+    ) -> Result<Response<v1::RemoveSigningKeyResponse>, Status> {
+        self.remove_key(request).await
+    }
+
     type WatchPluginEventsStream = Pin<Box<dyn Stream<Item = Result<v1::PluginEvent, Status>> + Send>>;
 
     async fn watch_plugin_events(
@@ -306,18 +288,25 @@ impl PluginService for PluginApi {
         mut request: Request<v1::WatchPluginEventsRequest>,
     ) -> Result<Response<Self::WatchPluginEventsStream>, Status> {
         let caller = caller(&mut request)?;
+        let tenant = named(&request.get_ref().tenant_id)?;
+        own(&caller, tenant.as_ref())?;
         let (recent, next) = self.host.watch();
-        let recent = if request.get_ref().recent { recent } else { Vec::new() };
+        let mut recent = if request.get_ref().recent { recent } else { Vec::new() };
+        let is_for = move |event: &Event| tenant.is_none() || event.tenant == tenant;
+        recent.retain(&is_for);
         let first = tokio_stream::iter(recent).map(|each| Ok(event(&each)));
-        let following = futures::stream::unfold(next, |mut next| async move {
-            match next.recv().await {
-                Ok(each) => Some((Ok(event(&each)), next)),
-                Err(broadcast::error::RecvError::Lagged(missed)) => {
-                    let why =
-                        format!("{missed} events were missed: the watcher is too slow; watch again with `recent`");
-                    Some((Err(Status::data_loss(why)), next))
+        let following = futures::stream::unfold((next, is_for), |(mut next, is_for)| async move {
+            loop {
+                match next.recv().await {
+                    Ok(each) if is_for(&each) => return Some((Ok(event(&each)), (next, is_for))),
+                    Ok(_) => {}
+                    Err(broadcast::error::RecvError::Lagged(_)) => {
+                        // Not how many: most may be others'.
+                        let why = "events were missed: the watcher is too slow; watch again with `recent`";
+                        return Some((Err(Status::data_loss(why)), (next, is_for)));
+                    }
+                    Err(broadcast::error::RecvError::Closed) => return None,
                 }
-                Err(broadcast::error::RecvError::Closed) => None,
             }
         });
         Ok(Response::new(while_good(caller, first.chain(following))))
@@ -354,48 +343,6 @@ fn not_changed(refused: ChangeRefused<Status>) -> Status {
     }
 }
 
-/// Receives an upload, within the time that one has.
-async fn receive_in_time(parts: Streaming<v1::UploadPluginRequest>, upload: &mut Upload) -> Result<(), Status> {
-    let received = tokio::time::timeout_at(upload.until(), receive(parts, upload)).await;
-    received.map_err(|_| late(upload.within()))?
-}
-
-/// Receives an upload: a manifest, then the bytes.
-async fn receive(mut parts: Streaming<v1::UploadPluginRequest>, upload: &mut Upload) -> Result<(), Status> {
-    let first = parts.message().await?.and_then(|first| first.part);
-    let Some(Part::Manifest(manifest)) = first else {
-        let remedy = "send the manifest in the first message, then the chunks";
-        return Err(invalid(&Invalid::new("manifest", "is not in the first message", remedy)));
-    };
-    upload.expect(manifest.size).map_err(status)?;
-    while let Some(message) = parts.message().await? {
-        match message.part {
-            Some(Part::Chunk(chunk)) => upload.push(&chunk).map_err(status)?,
-            Some(Part::Manifest(_)) | None => {
-                return Err(invalid(&Invalid::new("part", "is not a chunk", "send chunks after the manifest")));
-            }
-        }
-    }
-    let bytes = upload.received();
-    if manifest.size != 0 && manifest.size != bytes.len() as u64 {
-        let problem = format!("is {}, but {} bytes were received", manifest.size, bytes.len());
-        return Err(invalid(&Invalid::new("size", problem, "send the whole component again")));
-    }
-    let digest = witan_plugin::Digest::of(bytes).to_string();
-    if !manifest.digest.is_empty() && !manifest.digest.eq_ignore_ascii_case(&digest) {
-        let problem = format!("does not match the digest of the received bytes, {digest}");
-        return Err(invalid(&Invalid::new("digest", problem, "send the component again")));
-    }
-    Ok(())
-}
-
-/// The status for an upload that has not arrived in time.
-fn late(within: Duration) -> Status {
-    let message =
-        format!("the upload was not complete after {} s; send it again over a faster connection", within.as_secs());
-    refused(Code::DeadlineExceeded, "DEADLINE", message)
-}
-
 /// Until when the client waits for the answer.
 fn deadline<T>(request: &Request<T>) -> Option<Instant> {
     timeout(request.metadata()).and_then(|within| Instant::now().checked_add(within))
@@ -429,18 +376,6 @@ fn slot(tenant_id: &str, hook: &str) -> Result<(Option<TenantId>, Hook), Status>
         invalid(&Invalid::new("hook", format!("{} is not a hook", shown(hook)), format!("use one of {known}")))
     })?;
     Ok((tenant, hook))
-}
-
-fn info(artifact: &Artifact) -> v1::PluginInfo {
-    v1::PluginInfo {
-        digest: artifact.digest.to_string(),
-        name: artifact.name.clone(),
-        version: artifact.version.clone(),
-        hook: artifact.hook.to_string(),
-        deterministic: artifact.deterministic,
-        size: artifact.size,
-        state: "ready".to_owned(),
-    }
 }
 
 fn binding(bound: &Binding) -> v1::Binding {
@@ -490,6 +425,9 @@ fn status(error: PluginError) -> Status {
         PluginError::Refused(_) => refused(Code::FailedPrecondition, "PLUGIN_REFUSED", message),
         PluginError::NotFound(_) => refused(Code::NotFound, "PLUGIN_NOT_FOUND", message),
         PluginError::InUse(_) | PluginError::Full => refused(Code::FailedPrecondition, "PLUGIN_IN_USE", message),
+        PluginError::NotOwned(why) if why.is_name() => refused(Code::AlreadyExists, "PLUGIN_NAME_TAKEN", message),
+        PluginError::NotOwned(_) => refused(Code::ResourceExhausted, "PLUGIN_QUOTA_EXCEEDED", message),
+        PluginError::Signature(_) => refused(Code::FailedPrecondition, "PLUGIN_SIGNATURE_REFUSED", message),
         PluginError::Busy => refused(Code::ResourceExhausted, "OVERLOADED", message),
         PluginError::HostBusy(_) => refused(Code::ResourceExhausted, "PLUGIN_HOST_BUSY", message),
         PluginError::Store(error) => store_report(&error, "INVALID_REQUEST", "INVALID_REQUEST").status(),

@@ -17,7 +17,7 @@ pub mod lines;
 mod live;
 pub mod node;
 mod nodes;
-mod plugins;
+pub mod plugins;
 pub mod private;
 mod readiness;
 pub mod reload;

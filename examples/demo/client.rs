@@ -63,7 +63,7 @@ pub fn write(tenant: &str, key: &str, value: impl Into<Bytes>) -> WriteKeyValueR
 /// Uploads a component; returns when it is compiled, probed and ready.
 pub async fn upload(plugins: &mut Plugins, component: &Path) -> Result<PluginInfo> {
     let bytes = Bytes::from(std::fs::read(component).with_context(|| format!("read {}", component.display()))?);
-    let manifest = UploadPluginManifest { size: bytes.len() as u64, digest: String::new() };
+    let manifest = UploadPluginManifest { size: bytes.len() as u64, ..Default::default() };
     let mut messages = vec![UploadPluginRequest { part: Some(Part::Manifest(manifest)) }];
     let chunks = (0..bytes.len()).step_by(CHUNK).map(|at| bytes.slice(at..bytes.len().min(at + CHUNK)));
     messages.extend(chunks.map(|chunk| UploadPluginRequest { part: Some(Part::Chunk(chunk)) }));

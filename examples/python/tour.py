@@ -485,6 +485,7 @@ class Tour:
         self.policy()
         self.routing()
         self.remove()
+        self.owners(tenant)
         self.watch(events, tenant)
 
     def candidate(self, tenant: str, hook: str, digest: str) -> None:
@@ -546,6 +547,26 @@ class Tour:
         self.plugins.RemovePlugin(plugin=own.digest)
         assert own.digest not in {p.digest for p in self.plugins.ListPlugins().plugins}
         say(f"{own.name} was uploaded with a unique digest and removed")
+
+    def owners(self, tenant: str) -> None:
+        """Plugins of a tenant, and the keys with which they may be signed."""
+        request = lambda **fields: self.plugins.request("UploadPlugin", **fields)
+        union = (self.folder / "set-union.wasm").read_bytes()
+        parts = [request(manifest={"tenant_id": tenant}), request(chunk=union)]
+        bad = refusal(lambda: self.plugins.UploadPlugin(iter(parts)), "ALREADY_EXISTS", "PLUGIN_NAME_TAKEN")
+        say(f"a tenant has no plugin under a name of the operator's: {bad.message}")
+        seen = self.plugins.ListPlugins(tenant_id=tenant).plugins
+        assert "set-union" in {p.name for p in seen} and not any(p.tenant_id for p in seen), seen
+        assert self.plugins.GetPlugin(plugin="operator/set-union", tenant_id=tenant).plugin.name == "set-union"
+        # The base point of the curve: a good public key, whose private one is known to everybody.
+        public = bytes([0x58] + [0x66] * 31)
+        self.plugins.AddSigningKey(tenant_id=tenant, key_id="release", public_key=public)
+        keys = self.plugins.ListSigningKeys(tenant_id=tenant).keys
+        assert [(k.tenant_id, k.key_id, k.public_key) for k in keys] == [(tenant, "release", public)], keys
+        self.plugins.RemoveSigningKey(tenant_id=tenant, key_id="release")
+        gone = ("NOT_FOUND", "SIGNING_KEY_NOT_FOUND")
+        refusal(lambda: self.plugins.RemoveSigningKey(tenant_id=tenant, key_id="release"), *gone)
+        say("a signing key of a tenant was added, listed and removed")
 
     def watch(self, events: Any, tenant: str) -> None:
         """The events report all of it, in order."""

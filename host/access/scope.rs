@@ -11,7 +11,7 @@ pub enum Scope {
     Read,
     /// Write and delete keys.
     Write,
-    /// Create, change and delete the tenant, repair it, bind plugins for it, and create its tokens.
+    /// Create, change and delete the tenant, repair it, upload and bind plugins for it, and create its tokens.
     Admin,
     /// Change nodes and plugins, create any token, list tenants.
     Operator,
@@ -207,7 +207,7 @@ const fn streaming(path: &'static str, need: Need, effect: Effect) -> Rule {
 }
 
 /// Every call of every server of a coordinator, the most frequent first.
-pub static RULES: [Rule; 45] = [
+pub static RULES: [Rule; 48] = [
     rule("/witan.v1.CoordinatorService/ReadKeyValue", READ, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/WriteKeyValue", WRITE, Effect::Keys).of_at_most(VALUE_MESSAGE_BYTES),
     rule("/witan.v1.CoordinatorService/DeleteKeyValue", WRITE, Effect::Keys),
@@ -235,10 +235,10 @@ pub static RULES: [Rule; 45] = [
     rule("/witan.v1.CoordinatorService/PlanMigration", OPERATOR, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/ListLeftovers", OPERATOR, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/DropLeftovers", OPERATOR, Effect::Catalog),
-    rule("/witan.v1.PluginService/UploadPlugin", OPERATOR, Effect::Catalog).of_at_most(CHUNK_BYTES),
+    rule("/witan.v1.PluginService/UploadPlugin", ADMIN_OR_OPERATOR, Effect::Catalog).of_at_most(CHUNK_BYTES),
     rule("/witan.v1.PluginService/ListPlugins", ADMIN_OR_OPERATOR, Effect::Nothing),
     rule("/witan.v1.PluginService/GetPlugin", ADMIN_OR_OPERATOR, Effect::Nothing),
-    rule("/witan.v1.PluginService/RemovePlugin", OPERATOR, Effect::Catalog),
+    rule("/witan.v1.PluginService/RemovePlugin", ADMIN_OR_OPERATOR, Effect::Catalog),
     rule("/witan.v1.PluginService/BindPlugin", ADMIN_OR_OPERATOR, Effect::Catalog),
     rule("/witan.v1.PluginService/RollbackBinding", ADMIN_OR_OPERATOR, Effect::Catalog),
     rule("/witan.v1.PluginService/ListBindings", ADMIN_OR_OPERATOR, Effect::Nothing),
@@ -246,7 +246,10 @@ pub static RULES: [Rule; 45] = [
     rule("/witan.v1.PluginService/DiscardCandidate", ADMIN_OR_OPERATOR, Effect::Catalog),
     rule("/witan.v1.PluginService/GetBindingHistory", ADMIN_OR_OPERATOR, Effect::Nothing),
     rule("/witan.v1.PluginService/GetBindingReport", ADMIN_OR_OPERATOR, Effect::Nothing),
-    streaming("/witan.v1.PluginService/WatchPluginEvents", OPERATOR, Effect::Nothing),
+    streaming("/witan.v1.PluginService/WatchPluginEvents", ADMIN_OR_OPERATOR, Effect::Nothing),
+    rule("/witan.v1.PluginService/AddSigningKey", ADMIN_OR_OPERATOR, Effect::Catalog),
+    rule("/witan.v1.PluginService/ListSigningKeys", ADMIN_OR_OPERATOR, Effect::Nothing),
+    rule("/witan.v1.PluginService/RemoveSigningKey", ADMIN_OR_OPERATOR, Effect::Catalog),
     rule("/witan.v1.AccessService/CreateToken", ADMIN_OR_OPERATOR, Effect::Catalog),
     rule("/witan.v1.AccessService/ListTokens", ADMIN_OR_OPERATOR, Effect::Nothing),
     rule("/witan.v1.AccessService/RevokeToken", ADMIN_OR_OPERATOR, Effect::Catalog),
@@ -352,6 +355,7 @@ mod tests {
         assert_eq!(rate("CoordinatorService/ReadKeyValue"), Some(Scope::Read));
         assert_eq!(rate("CoordinatorService/Session"), None);
         assert_eq!(rate("PluginService/BindPlugin"), Some(Scope::Admin));
-        assert_eq!(rate("PluginService/UploadPlugin"), Some(Scope::Operator));
+        assert_eq!(rate("PluginService/UploadPlugin"), Some(Scope::Admin));
+        assert_eq!(rate("CoordinatorService/AddStorageNode"), Some(Scope::Operator));
     }
 }

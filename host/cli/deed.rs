@@ -28,6 +28,8 @@ pub enum Deed {
     Bind,
     /// To remove a plugin.
     RemovePlugin,
+    /// To add or remove a signing key.
+    SigningKey,
     /// To create or revoke a token.
     Token,
 }
@@ -62,6 +64,7 @@ impl Deed {
             }
             Self::Bind => "witan plugin bindings shows whether it has; witan plugin events why it has not",
             Self::RemovePlugin => "witan plugin list shows whether it has",
+            Self::SigningKey => "witan plugin keys list shows whether it has; adding it again is harmless",
             Self::Token => "witan token list shows whether it has; revoke a token whose secret you did not get",
         }
     }

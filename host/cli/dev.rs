@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use witan_control::TenantCacheConfig;
 use witan_coordinate::Defaults;
 use witan_kernel::durability::Durability;
+use witan_plugin::signature::Signatures;
 use witan_upkeep::{BEGINS_AFTER, MovesConfig};
 
 use super::{args, choice, output};
@@ -66,6 +67,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         admin_listen: args.admin_listen,
         durability: args.durability,
         plugins: args.plugins,
+        signatures: Signatures::default(),
         nodes: nodes.clone(),
         security: Security::default(),
         defaults: Defaults::default(),

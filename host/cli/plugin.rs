@@ -3,34 +3,31 @@
 mod candidates;
 mod fenced;
 pub mod kit;
+mod keys;
+mod library;
+mod sign;
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
 use bytes::Bytes;
 use clap::Subcommand;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use witan_kernel::hook::Hook;
 use witan_kernel::limit::{COMPONENT_BYTES, PLUGIN_CONFIGURATION_BYTES};
 use witan_plugin::binding::OnFault;
-use witan_wire::v1::upload_plugin_request::Part;
 use witan_wire::v1::{
-    BindPluginRequest, BindPluginResponse, Binding, ListBindingsRequest, ListPluginsRequest, PluginEvent, PluginInfo,
-    RemovePluginRequest, RollbackBindingRequest, UploadPluginManifest, UploadPluginRequest, WatchPluginEventsRequest,
+    BindPluginRequest, BindPluginResponse, Binding, ListBindingsRequest, PluginEvent, RollbackBindingRequest,
+    WatchPluginEventsRequest,
 };
 
 use super::Global;
-use super::args::{self, Limit, Source};
+use super::args::{Limit, Source};
 use super::choice::{self, spelling};
 use super::client::{self, Problem, within, within_long};
 use super::deed::Deed;
 use super::migration::watch;
 use super::output::{self, Output, Table, grouped};
 
-/// Bytes of one uploaded chunk: half of what the API allows.
-const CHUNK_BYTES: usize = 512 << 10;
 /// Limit of a component read from disk. The coordinator has its own, lower one; this one bounds memory here.
 const COMPONENT: Limit =
     Limit { field: "FILE", bytes: COMPONENT_BYTES, remedy: "build the plugin for size (opt-level \"s\", strip)" };
@@ -45,24 +42,19 @@ const CONFIGURATION: Limit = Limit {
 pub const EXAMPLES: &str = "\
 A plugin is a WebAssembly component that answers one hook: a consistency policy (how many replicas must answer), a \
 conflict resolver (what concurrent writes become), or a routing hook (where a key belongs). It is uploaded once, identified by its \
-digest, and bound to a tenant and hook. Bindings can be swapped under load: no request fails because of it.
+digest, and bound to a tenant and hook. Bindings can be swapped under load: no request fails because of it. A plugin belongs to a tenant \
+(--tenant), which alone can see and bind it, or to the operator, whose plugins are for all tenants.
 
 Examples:
   witan plugin push target/plugins/set-union.wasm
+  witan plugin push own.wasm --tenant carts
   witan plugin bind conflict-resolver set-union --tenant carts
   witan plugin rollback conflict-resolver --tenant carts
   witan plugin events";
 
-const PUSH_EXAMPLES: &str = "\
-The coordinator checks, compiles and probes the component before it reports it as ready; if it refuses one, it says why. \
-Pushing the same bytes again changes nothing. A plugin has no effect until it is bound.
-
-Examples:
-  witan plugin push set-union.wasm
-  witan plugin push target/plugins/*.wasm --output json";
-
 const BIND_EXAMPLES: &str = "\
-PLUGIN is a digest (or the first 8 characters of one), name@version, or a name. A binding by name follows the file of \
+PLUGIN is a digest (or the first 8 characters of one), name@version, or a name: the tenant's own plugin, or else the operator's, which \
+operator/NAME asks for. A binding by name follows the file of \
 that name in the coordinator's plugin folder. Without --tenant, it is the default for all tenants without a binding. --none \
 removes the binding, and the native rule applies again. A change is in force at once; until the storage nodes have confirmed it, which \
 `witan plugin bindings` shows and --wait waits for, a coordinator that is cut off from the metadata store may go by what was bound before. \
@@ -91,10 +83,6 @@ Examples:
   witan plugin unbind conflict-resolver --tenant carts
   witan plugin unbind routing-hook --tenant carts --wait";
 
-const LIST_EXAMPLES: &str = "Examples:
-  witan plugin list
-  witan plugin list --output json | jq -r '.plugins[] | \"\\(.name) \\(.digest)\"'";
-
 const BINDINGS_EXAMPLES: &str = "Calls and faults are counted since the coordinator started.
 
 Examples:
@@ -108,23 +96,12 @@ Examples:
   witan plugin events
   witan plugin events --new --count 1 --output json";
 
-const REMOVE_EXAMPLES: &str =
-    "Refused while a binding refers to it, or a previous binding that a rollback would restore.
-
-Examples:
-  witan plugin remove set-union@0.1.0
-  witan plugin remove 3f2a9c1e";
-
 /// Subcommands of `plugin`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Upload components
-    #[command(after_help = PUSH_EXAMPLES)]
-    Push {
-        /// WebAssembly components
-        #[arg(required = true, value_name = "FILE", value_parser = args::path())]
-        files: Vec<PathBuf>,
-    },
+    #[command(visible_alias = "upload", after_help = library::PUSH_EXAMPLES)]
+    Push(library::Push),
     /// Bind a plugin to a hook, for one tenant or for all
     #[command(after_help = BIND_EXAMPLES)]
     Bind(Bind),
@@ -147,8 +124,15 @@ pub enum Command {
     #[command(after_help = candidates::REPORT_EXAMPLES)]
     Report(candidates::Reported),
     /// Show the uploaded plugins
-    #[command(after_help = LIST_EXAMPLES)]
-    List,
+    #[command(after_help = library::LIST_EXAMPLES)]
+    List {
+        /// Only plugins that this tenant can bind: its own and the operator's [default: all that may be seen]
+        #[arg(short, long)]
+        tenant: Option<String>,
+    },
+    /// Show one plugin
+    #[command(after_help = library::SHOW_EXAMPLES)]
+    Show(library::Named),
     /// Show which plugin is bound to which hook, for which tenant
     #[command(after_help = BINDINGS_EXAMPLES)]
     Bindings {
@@ -159,6 +143,9 @@ pub enum Command {
     /// Follow the events of plugins
     #[command(after_help = EVENTS_EXAMPLES)]
     Events {
+        /// Only events of this tenant's plugins and bindings [default: all]
+        #[arg(short, long)]
+        tenant: Option<String>,
         /// Skip past events
         #[arg(long)]
         new: bool,
@@ -166,12 +153,15 @@ pub enum Command {
         #[arg(long, value_name = "N")]
         count: Option<u64>,
     },
+    /// Sign components
+    #[command(after_help = sign::EXAMPLES)]
+    Sign(sign::Sign),
+    /// Add, show and remove the keys with which plugins may be signed
+    #[command(subcommand, after_help = keys::EXAMPLES)]
+    Keys(keys::Command),
     /// Remove a plugin that nothing uses
-    #[command(after_help = REMOVE_EXAMPLES)]
-    Remove {
-        /// A digest, name@version, or name
-        plugin: String,
-    },
+    #[command(after_help = library::REMOVE_EXAMPLES)]
+    Remove(library::Named),
     /// Author's kit: make a project for a plugin, in a folder of its own
     #[command(after_help = kit::EXAMPLES)]
     New(kit::Args),
@@ -215,7 +205,7 @@ pub struct Bind {
     /// The hook
     #[arg(value_parser = choice::hook())]
     pub hook: Hook,
-    /// A digest, name@version, or name
+    /// A digest, name@version, name, or operator/NAME
     #[arg(required_unless_present = "none", conflicts_with = "none")]
     pub plugin: Option<String>,
     /// The tenant [default: all tenants without a binding]
@@ -299,7 +289,7 @@ pub struct TrialArgs {
 /// Runs a subcommand of `plugin`.
 pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Push { files } => push(global, &files).await,
+        Command::Push(args) => library::push(global, args).await,
         Command::Bind(args) => {
             let (waits_for, wait) = (args.tenant.clone().unwrap_or_default(), args.wait);
             let verb = if candidates::mode(&args).is_empty() { "bound" } else { "tried" };
@@ -327,10 +317,13 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
         Command::Discard(slot) => candidates::discard(global, slot).await,
         Command::History(slot) => candidates::history(global, slot).await,
         Command::Report(slot) => candidates::report(global, slot).await,
-        Command::List => list(global).await,
+        Command::List { tenant } => library::list(global, tenant).await,
+        Command::Show(named) => library::show(global, named).await,
         Command::Bindings { tenant } => bindings(global, tenant).await,
-        Command::Events { new, count } => events(global, new, count).await,
-        Command::Remove { plugin } => remove(global, plugin).await,
+        Command::Events { tenant, new, count } => events(global, tenant, new, count).await,
+        Command::Sign(args) => sign::sign(global, args).await,
+        Command::Keys(command) => keys::run(global, command).await,
+        Command::Remove(named) => library::remove(global, named).await,
         Command::New(args) => match kit::become_it(global, "new", &args)? {},
         Command::Build(args) => match kit::become_it(global, "build", &args)? {},
         Command::Check(args) => match kit::become_it(global, "check", &args)? {},
@@ -338,48 +331,6 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
         Command::Bench(args) => match kit::become_it(global, "bench", &args)? {},
         Command::Dev(args) => match kit::become_it(global, "dev", &args)? {},
     }
-}
-
-async fn push(global: &Global, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
-    let mut pushed = Vec::new();
-    for file in files {
-        let plugin = upload(global, file).await?;
-        if global.output == Output::Text {
-            output::line(&pushed_text(file, &plugin))?;
-        }
-        pushed.push(plugin);
-    }
-    if global.output == Output::Json {
-        output::object(&json!({ "plugins": pushed.iter().map(plugin_json).collect::<Vec<_>>() }))?;
-    }
-    let refused = pushed.iter().any(|plugin| plugin.state.starts_with("refused"));
-    Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-/// Uploads a component; returns what the coordinator reports about it.
-pub async fn upload(global: &Global, file: &Path) -> anyhow::Result<PluginInfo> {
-    let source = Source::File(file.to_owned());
-    let component = tokio::task::spawn_blocking(move || source.read(&COMPONENT)).await??;
-    let request = within_long(global, tokio_stream::iter(parts(component)));
-    let answer = client::plugins(global).await?.upload_plugin(request).await.map_err(Problem::of(Deed::Push))?;
-    answer.into_inner().plugin.context("the coordinator did not report the state of the plugin")
-}
-
-fn pushed_text(file: &Path, plugin: &PluginInfo) -> String {
-    let PluginInfo { name, version, hook, digest, state, .. } = plugin;
-    format!("{}: {name}@{version} ({hook}), digest {digest}, {state}", file.display())
-}
-
-/// The manifest, then the component in chunks, which share its bytes.
-fn parts(component: Bytes) -> impl Iterator<Item = UploadPluginRequest> + Send {
-    let digest = Sha256::digest(&component).iter().map(|byte| format!("{byte:02x}")).collect();
-    let manifest = UploadPluginManifest { size: component.len() as u64, digest };
-    let mut rest = component;
-    let chunks = std::iter::from_fn(move || {
-        let chunk = rest.split_to(rest.len().min(CHUNK_BYTES));
-        (!chunk.is_empty()).then_some(Part::Chunk(chunk))
-    });
-    std::iter::once(Part::Manifest(manifest)).chain(chunks).map(|part| UploadPluginRequest { part: Some(part) })
 }
 
 /// Binds a plugin, or removes a binding.
@@ -471,28 +422,6 @@ fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
 }
 
-async fn list(global: &Global) -> anyhow::Result<ExitCode> {
-    let request = within(global, ListPluginsRequest {});
-    let answer = client::plugins(global).await?.list_plugins(request).await;
-    let plugins = answer.map_err(Problem::query)?.into_inner().plugins;
-    if global.output == Output::Json {
-        output::object(&json!({ "plugins": plugins.iter().map(plugin_json).collect::<Vec<_>>() }))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut table = Table::new(["PLUGIN", "HOOK", "DIGEST", "BYTES", "STATE"]);
-    for plugin in plugins {
-        table.row([
-            format!("{}@{}", plugin.name, plugin.version),
-            plugin.hook,
-            short(&plugin.digest).to_owned(),
-            grouped(plugin.size),
-            plugin.state,
-        ]);
-    }
-    table.print("no plugins; push one: witan plugin push FILE")?;
-    Ok(ExitCode::SUCCESS)
-}
-
 async fn bindings(global: &Global, tenant: Option<String>) -> anyhow::Result<ExitCode> {
     let request = within(global, ListBindingsRequest { tenant_id: tenant.unwrap_or_default() });
     let answer = client::plugins(global).await?.list_bindings(request).await;
@@ -538,10 +467,11 @@ fn state(binding: &Binding) -> String {
     }
 }
 
-async fn events(global: &Global, new: bool, count: Option<u64>) -> anyhow::Result<ExitCode> {
+async fn events(global: &Global, tenant: Option<String>, new: bool, count: Option<u64>) -> anyhow::Result<ExitCode> {
     let mut client = client::plugins(global).await?;
     // No deadline: this runs until it is interrupted.
-    let answer = client.watch_plugin_events(WatchPluginEventsRequest { recent: !new }).await;
+    let request = WatchPluginEventsRequest { recent: !new, tenant_id: tenant.unwrap_or_default() };
+    let answer = client.watch_plugin_events(request).await;
     let mut events = answer.map_err(Problem::query)?.into_inner();
     let mut left = count.unwrap_or(u64::MAX);
     while left > 0 {
@@ -566,28 +496,6 @@ fn event_text(event: &PluginEvent) -> String {
         }
     }
     text
-}
-
-async fn remove(global: &Global, plugin: String) -> anyhow::Result<ExitCode> {
-    let request = within(global, RemovePluginRequest { plugin: plugin.clone() });
-    client::plugins(global).await?.remove_plugin(request).await.map_err(Problem::of(Deed::RemovePlugin))?;
-    match global.output {
-        Output::Json => output::object(&json!({ "plugin": plugin, "outcome": "removed" }))?,
-        Output::Text => output::line(&format!("removed {plugin}"))?,
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn plugin_json(plugin: &PluginInfo) -> Value {
-    json!({
-        "digest": plugin.digest,
-        "name": plugin.name,
-        "version": plugin.version,
-        "hook": plugin.hook,
-        "deterministic": plugin.deterministic,
-        "size": plugin.size,
-        "state": plugin.state,
-    })
 }
 
 fn binding_json(binding: &Binding) -> Value {
@@ -625,22 +533,4 @@ fn event_json(event: &PluginEvent) -> Value {
         "hook": event.hook,
         "reason": event.reason,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-    use witan_wire::v1::upload_plugin_request::Part;
-
-    use super::{CHUNK_BYTES, parts};
-
-    #[test]
-    fn a_component_travels_in_chunks_behind_its_digest() {
-        let parts: Vec<_> = parts(Bytes::from(vec![0; CHUNK_BYTES + 1])).map(|request| request.part.unwrap()).collect();
-        let Part::Manifest(manifest) = &parts[0] else { panic!("the manifest comes first") };
-        assert_eq!(manifest.size, CHUNK_BYTES as u64 + 1);
-        assert_eq!(manifest.digest.len(), 64);
-        let sizes: Vec<_> = parts[1..].iter().map(|part| matches!(part, Part::Chunk(c) if !c.is_empty())).collect();
-        assert_eq!(sizes, [true, true]);
-    }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use witan_kernel::durability::Durability;
+use witan_kernel::port::SigningKey;
 use witan_kernel::tenant::Level;
 
 use super::value::{Secret, Span, TenantWeights};
@@ -284,6 +285,20 @@ pub struct StorageNode {
 #[allow(missing_docs)]
 pub struct Plugins {
     pub folder: Option<PathBuf>,
+    pub signatures: SignaturesMode,
+    #[serde(with = "signing_keys")]
+    pub signing_keys: Vec<SigningKey>,
+}
+
+/// Whether plugins must be signed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum SignaturesMode {
+    #[default]
+    Off,
+    Warn,
+    Required,
 }
 
 /// The section `telemetry`.
@@ -332,6 +347,43 @@ mod ranges {
 
     pub(super) fn serialize<S: Serializer>(ranges: &[IpNet], to: S) -> Result<S::Ok, S::Error> {
         ranges.iter().map(ToString::to_string).collect::<Vec<_>>().serialize(to)
+    }
+}
+
+/// Signing keys of the operator as ID=KEY.
+mod signing_keys {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+    use witan_kernel::hexadecimal;
+    use witan_kernel::port::{SigningKey, rules};
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SigningKey>, D::Error> {
+        let mut keys: Vec<SigningKey> = Vec::new();
+        for text in Vec::<String>::deserialize(from)? {
+            let key = parse(&text).map_err(|why| {
+                let remedy =
+                    "write ID=KEY, with the 64 hexadecimal digits that `witan plugin sign --generate` has shown";
+                de::Error::custom(format!("{text:?} {why}: {remedy}"))
+            })?;
+            if keys.iter().any(|known| known.id == key.id) {
+                return Err(de::Error::custom(format!("there are two keys of the id {}: use each id once", key.id)));
+            }
+            keys.push(key);
+        }
+        Ok(keys)
+    }
+
+    fn parse(text: &str) -> Result<SigningKey, String> {
+        let (id, digits) = text.split_once('=').ok_or("has no =")?;
+        let public = hexadecimal::decode(digits).and_then(|bytes| bytes.try_into().ok());
+        let public = public.ok_or("does not have a key of 64 hexadecimal digits")?;
+        let key = SigningKey { owner: None, id: id.to_owned(), public, added_at_ms: 0 };
+        rules::signing_key(&key).map_err(|error| error.to_string())?;
+        Ok(key)
+    }
+
+    pub(super) fn serialize<S: Serializer>(keys: &[SigningKey], to: S) -> Result<S::Ok, S::Error> {
+        let shown = |key: &SigningKey| format!("{}={}", key.id, hexadecimal::encode(&key.public));
+        keys.iter().map(shown).collect::<Vec<_>>().serialize(to)
     }
 }
 

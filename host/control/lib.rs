@@ -25,6 +25,7 @@ mod migrations;
 mod nodes;
 mod placement;
 mod plan;
+mod signing;
 pub mod small_records;
 pub mod stores;
 mod swaps;

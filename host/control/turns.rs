@@ -29,6 +29,9 @@ impl TurnLimits {
     /// other: behind 48 of them an operator's waits for a fifth of a second. It is less than the plugin host's queue holds, so that there
     /// is room for operators there, too.
     pub const CHANGES: Self = Self { of_tenant: 8, of_tenants: 48, of_operators: 256 };
+    /// Uploads of plugins, each of which holds one of the plugin host's 64 places until its component is compiled: tenants leave some to
+    /// operators, and one tenant leaves most of them to others.
+    pub const UPLOADS: Self = Self { of_tenant: 4, of_tenants: 48, of_operators: 64 };
     /// Look-ups, each of which reads a few rows: clients that start at the same time ask for their tenant at the same time.
     pub const LOOKUPS: Self = Self { of_tenant: 64, of_tenants: 256, of_operators: 256 };
 }

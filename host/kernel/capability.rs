@@ -45,9 +45,12 @@ pub const MAINTENANCE: &str = "maintenance";
 /// slot is to have next.
 pub const CANDIDATES: &str = "candidates";
 
+/// Of a coordinator: it knows that plugins may belong to a tenant, and shows them to nobody else.
+pub const OWNERS: &str = "owners";
+
 /// What a coordinator of this version names with its lease.
-pub const OF_COORDINATORS: [&str; 10] =
-    [NAMES, SMALL_RECORDS, FENCES, MOVES, AGES, COLLECT, ZONES, GENERATIONS, MAINTENANCE, CANDIDATES];
+pub const OF_COORDINATORS: [&str; 11] =
+    [NAMES, SMALL_RECORDS, FENCES, MOVES, AGES, COLLECT, ZONES, GENERATIONS, MAINTENANCE, CANDIDATES, OWNERS];
 
 /// What a metadata store keeps of the version that has created it. Capabilities that came with one version are not listed one by one: who
 /// named the first of them had them all.

@@ -13,7 +13,7 @@
 //! 6. [`hook`], [`candidate`], [`replica`], [`condition`], [`port`], [`capability`], [`durability`], [`failure`]: the interfaces to
 //!    plugins, replicas, stores and clients.
 //! 7. [`fault`]: rules that the simulation breaks on purpose.
-//! 8. [`backoff`], [`sync`]: what every room needs when it retries or locks.
+//! 8. [`backoff`], [`sync`], [`hexadecimal`]: what every room needs when it retries, locks, or shows bytes.
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -31,6 +31,7 @@ pub mod durability;
 pub mod failure;
 pub mod fault;
 pub mod fence;
+pub mod hexadecimal;
 pub mod hook;
 pub mod idempotency;
 pub mod limit;

@@ -9,7 +9,7 @@
 //! 4. [`Metadata`]: what the cluster knows about itself, split by subject. Code that needs one subject takes that trait alone.
 //! 5. [`PluginHost`] and [`PluginStore`]: the plugin host as the control plane sees it, and the store of its components and bindings.
 //! 6. [`rules`]: limits and error texts that every implementation shares; [`stores`]: which stores of nodes may be
-//!    used; [`moves`]: what placement changes make of what is on record.
+//!    used; [`moves`]: what placement changes make of what is on record; [`owners`]: whose a plugin is.
 
 mod answer;
 mod artifacts;
@@ -23,11 +23,13 @@ mod leases;
 mod metadata;
 mod migrations;
 pub mod moves;
+pub mod owners;
 mod placement;
 mod plugins;
 mod replicas;
 pub mod rules;
 mod secrets;
+mod signing;
 pub mod stores;
 mod tenants;
 mod tokens;
@@ -64,6 +66,7 @@ pub use placement::{
 pub use plugins::{PluginHost, PluginStore, Saved};
 pub use replicas::{Collect, Replicas, Reply};
 pub use secrets::{SECRETS, Secret, SecretStore, Secrets};
+pub use signing::{SIGNING_KEY_ID_BYTES, SIGNING_KEYS, SigningKey, SigningKeyStore};
 pub use tenants::{TenantStore, Tenants};
 pub use tokens::{TOKEN_ID_BYTES, TOKEN_LABEL_BYTES, TOKENS, Token, TokenStore};
 pub use upkeep::{

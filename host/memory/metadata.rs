@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use witan_kernel::name::{Era, NodeId, StoreId, TenantId};
 use witan_kernel::port::{
     Answer, AnyClock, BindingOnRecord, CandidateReport, Changed, Clock, Component, CoordinatorOnRecord, Digest, Duty,
-    DutyOnRecord, Fencing, HistoryEntry, Leftover, Migration, NodeOnRecord, RecordText, Secret, StoreError, StoreFacts,
+    DutyOnRecord, Fencing, HistoryEntry, Leftover, Migration, NodeOnRecord, RecordText, Secret, SigningKey, StoreError, StoreFacts,
     StoreOnRecord, Token, rules,
 };
 use witan_kernel::ring::Member;
@@ -24,6 +24,7 @@ mod leases;
 mod migrations;
 mod placement;
 mod secrets;
+mod signing;
 mod tenants;
 mod tokens;
 mod upkeep;
@@ -31,7 +32,7 @@ mod upkeep;
 use crate::slot::SlotKey;
 
 /// The newest migration of the real stores, which this one reports too.
-const SCHEMA: u64 = 13;
+const SCHEMA: u64 = 14;
 
 /// Metadata in memory. Clones share it.
 #[derive(Clone)]
@@ -62,7 +63,8 @@ struct State {
     owed: BTreeMap<Fencing, (u64, Level)>,
     owed_removals: BTreeSet<(TenantId, NodeId)>,
     coordinators: BTreeMap<NodeId, CoordinatorOnRecord>,
-    artifacts: BTreeMap<Digest, Component>,
+    /// By digest and owner.
+    artifacts: BTreeMap<(Digest, Option<TenantId>), Component>,
     bindings: BTreeMap<SlotKey, BindingOnRecord>,
     /// Of each slot, the newest entry first.
     histories: BTreeMap<SlotKey, Vec<HistoryEntry>>,
@@ -70,6 +72,8 @@ struct State {
     preparations: BTreeMap<SlotKey, RecordText>,
     tokens: BTreeMap<String, Token>,
     secrets: Vec<Secret>,
+    /// By owner and id.
+    signing_keys: BTreeMap<(Option<TenantId>, String), SigningKey>,
     era: Era,
     duties: BTreeMap<Duty, DutyOnRecord>,
 }

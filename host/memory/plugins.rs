@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use witan_kernel::name::NodeId;
+use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{
     Artifact, BindingOnRecord, CandidateReport, Digest, HISTORY_ENTRIES, HISTORY_ENTRY_BYTES, HistoryEntry, Migration,
-    PlacementChange, PluginStore, REPORTS, REPORTS_KEPT_MS, RecordText, Saved, Slot, StoreError, rules,
+    PlacementChange, PluginStore, REPORTS, REPORTS_KEPT_MS, RecordText, Saved, SigningKey, Slot, StoreError, owners, rules,
 };
 use witan_kernel::sync::lock;
 
@@ -24,7 +24,9 @@ pub struct MemoryPlugins {
 
 #[derive(Debug, Default)]
 struct Kept {
-    components: BTreeMap<Digest, (Artifact, Bytes)>,
+    /// By digest and owner.
+    components: BTreeMap<(Digest, Option<TenantId>), (Artifact, Bytes)>,
+    signing_keys: Vec<SigningKey>,
     bindings: BTreeMap<SlotKey, BindingOnRecord>,
     versions: u64,
     /// Of each slot, the newest entry first.
@@ -38,6 +40,11 @@ impl MemoryPlugins {
     #[must_use]
     pub fn seat(&self) -> Self {
         Self { kept: Arc::clone(&self.kept), known: Arc::default(), shared: true }
+    }
+
+    /// Accepts these keys as those with which plugins are signed, instead of those of before.
+    pub fn set_signing_keys(&self, keys: Vec<SigningKey>) {
+        lock(&self.kept).signing_keys = keys;
     }
 
     fn expect(&self, kept: &Kept, slot: &Slot) -> Result<(), StoreError> {
@@ -62,22 +69,41 @@ impl PluginStore for MemoryPlugins {
     }
 
     fn component(&self, digest: Digest) -> Result<Option<Bytes>, StoreError> {
-        Ok(lock(&self.kept).components.get(&digest).map(|(_, bytes)| bytes.clone()))
+        let kept = lock(&self.kept);
+        let first = kept.components.range((digest, None)..).next();
+        Ok(first.filter(|((of, _), _)| *of == digest).map(|(_, (_, bytes))| bytes.clone()))
     }
 
     fn keep(&self, artifact: &Artifact, bytes: &Bytes) -> Result<(), StoreError> {
-        lock(&self.kept).components.entry(artifact.digest).or_insert_with(|| (artifact.clone(), bytes.clone()));
+        let mut kept = lock(&self.kept);
+        let key = (artifact.digest, artifact.owner.clone());
+        if let Some((known, _)) = kept.components.get_mut(&key) {
+            known.signed_by = artifact.signed_by.clone().or(known.signed_by.take());
+            return Ok(());
+        }
+        let all = kept.components.values().map(|(artifact, _)| artifact);
+        owners::may_own(artifact, all).map_err(|why| rules::not_owned(&why))?;
+        kept.components.insert(key, (artifact.clone(), bytes.clone()));
         Ok(())
     }
 
-    fn forget(&self, digest: Digest) -> Result<(), StoreError> {
+    fn forget(&self, owner: Option<&TenantId>, digest: Digest) -> Result<(), StoreError> {
         let mut kept = lock(&self.kept);
+        let key = (digest, owner.cloned());
+        if !kept.components.contains_key(&key) {
+            return Ok(());
+        }
         let hex = digest.to_string();
-        if kept.bindings.values().any(|stored| stored.record.contains(&hex)) {
+        let is_for = |slot: &Slot| owner.is_none() || slot.tenant.as_ref() == owner;
+        if kept.bindings.values().any(|stored| is_for(&stored.slot) && stored.record.contains(&hex)) {
             return Err(rules::needed_artifact(digest));
         }
-        kept.components.remove(&digest);
+        kept.components.remove(&key);
         Ok(())
+    }
+
+    fn signing_keys(&self) -> Result<Vec<SigningKey>, StoreError> {
+        Ok(lock(&self.kept).signing_keys.clone())
     }
 
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {
@@ -104,7 +130,11 @@ impl PluginStore for MemoryPlugins {
                 "an entry of a history has {entry} bytes; at most {HISTORY_ENTRY_BYTES}"
             )));
         }
-        if let Some(missing) = saved.puts_in_force.filter(|digest| !kept.components.contains_key(digest)) {
+        let has = |digest: &Digest| {
+            let of = |owner: &Option<TenantId>| kept.components.contains_key(&(*digest, owner.clone()));
+            of(&None) || of(&slot.tenant)
+        };
+        if let Some(missing) = saved.puts_in_force.filter(|digest| !has(digest)) {
             return Err(rules::no_artifact(missing));
         }
         kept.versions += 1;

@@ -47,7 +47,7 @@ impl PluginApi {
             plugin => RoutingChange::Bind(BindRequest {
                 tenant: Some(tenant.clone()),
                 hook: Hook::RoutingHook,
-                plugin: self.reference(plugin, Some(until)).await?,
+                plugin: self.reference(Some(&tenant), plugin, Some(until)).await?,
                 configuration: request.configuration,
                 on_fault: OnFault::default(),
                 author: Author::default(),

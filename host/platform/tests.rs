@@ -7,9 +7,12 @@ use tonic::codec::Codec;
 use tonic_types::StatusExt;
 use witan_kernel::name::NodeId;
 use witan_memory::MemoryPlugins;
+use witan_plugin::signature::Signatures;
 use witan_plugin::{Limits, Settings};
 use witan_wire::codec::WeighingCodec;
+use witan_wire::v1::upload_plugin_request::Part;
 
+use super::library::{component, manifest};
 use super::*;
 
 fn framed(part: Part) -> Bytes {
@@ -45,11 +48,14 @@ async fn an_upload_that_does_not_end_is_given_up() {
         limits,
         coordinator: NodeId::new("c").unwrap(),
         compiler: "no-compiler".into(),
+        signatures: Signatures::default(),
     };
     let host = PluginHost::start(settings, Arc::new(MemoryPlugins::default())).unwrap();
     let began = tokio::time::Instant::now();
     let mut upload = host.begin_upload().unwrap();
-    let refused = receive_in_time(endless(), &mut upload).await.unwrap_err();
+    let mut parts = endless();
+    let manifest = manifest(&mut parts, &upload).await.unwrap();
+    let refused = component(&mut parts, &manifest, &mut upload).await.unwrap_err();
     let reason = refused.get_details_error_info().unwrap().reason;
     assert_eq!((refused.code(), reason.as_str()), (Code::DeadlineExceeded, "DEADLINE"), "{refused}");
     assert_eq!(began.elapsed().as_secs(), 60, "{refused}");

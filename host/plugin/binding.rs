@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use witan_kernel::candidate::{Bounds, Mode, Trial};
+use witan_kernel::hexadecimal;
 use witan_kernel::hook::Hook;
 use witan_kernel::name::TenantId;
 pub use witan_kernel::port::PluginStore;
@@ -43,6 +44,9 @@ impl OnFault {
     }
 }
 
+/// What precedes the name of a plugin that must be the operator's.
+const OF_OPERATOR: &str = "operator/";
+
 /// How a binding refers to its plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reference {
@@ -55,21 +59,36 @@ pub enum Reference {
         name: String,
         /// The plugin's version; `None` for the newest.
         version: Option<String>,
+        /// Whether it must be the operator's. Otherwise a tenant's own is meant, or the operator's if the tenant has none of this name.
+        of_operator: bool,
     },
 }
 
 impl Reference {
-    /// Reads a digest (64 hexadecimal digits, optionally after `sha256:`), `name` or `name@version`.
+    /// Reads a digest (64 hexadecimal digits, optionally after `sha256:`), `name` or `name@version`; `operator/` before a name asks for
+    /// the operator's.
     pub fn parse(text: &str) -> Option<Self> {
         if let Some(digest) = Digest::parse(text) {
             return Some(Self::Digest(digest));
         }
+        let (of_operator, text) = match text.strip_prefix(OF_OPERATOR) {
+            Some(name) => (true, name),
+            None => (false, text),
+        };
         let (name, version) = match text.split_once('@') {
             Some((name, version)) => (name, Some(version)),
             None => (text, None),
         };
         let good = is_name(name) && version.is_none_or(is_version);
-        good.then(|| Self::Name { name: name.to_owned(), version: version.map(str::to_owned) })
+        good.then(|| Self::Name { name: name.to_owned(), version: version.map(str::to_owned), of_operator })
+    }
+
+    /// The same plugin without saying whose it is, as it is stored: the names of the operator's plugins are no tenant's.
+    pub(crate) fn of_anybody(self) -> Self {
+        match self {
+            Self::Name { name, version, .. } => Self::Name { name, version, of_operator: false },
+            Self::Digest(digest) => Self::Digest(digest),
+        }
     }
 }
 
@@ -77,8 +96,11 @@ impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Digest(digest) => digest.fmt(f),
-            Self::Name { name, version: None } => f.write_str(name),
-            Self::Name { name, version: Some(version) } => write!(f, "{name}@{version}"),
+            Self::Name { name, version, of_operator } => {
+                f.write_str(if *of_operator { OF_OPERATOR } else { "" })?;
+                f.write_str(name)?;
+                version.iter().try_for_each(|version| write!(f, "@{version}"))
+            }
         }
     }
 }
@@ -332,7 +354,7 @@ fn read_version(it: &StoredVersion) -> Result<BindingVersion, &'static str> {
         digest: Digest::parse(&it.digest).ok_or("digest")?,
         reference: Reference::parse(&it.reference).ok_or("reference")?,
         plugin: it.plugin.clone(),
-        configuration: unhex(&it.configuration).ok_or("configuration")?,
+        configuration: hexadecimal::decode(&it.configuration).ok_or("configuration")?.into(),
         on_fault: OnFault::parse(&it.on_fault).ok_or("on_fault")?,
     })
 }
@@ -383,17 +405,9 @@ fn store_version(version: &BindingVersion) -> StoredVersion {
         digest: version.digest.to_string(),
         reference: version.reference.to_string(),
         plugin: version.plugin.clone(),
-        configuration: version.configuration.iter().map(|byte| format!("{byte:02x}")).collect(),
+        configuration: hexadecimal::encode(&version.configuration),
         on_fault: version.on_fault.as_str().to_owned(),
     }
-}
-
-fn unhex(text: &str) -> Option<Bytes> {
-    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    if !text.len().is_multiple_of(2) {
-        return None;
-    }
-    text.as_bytes().chunks(2).map(byte).collect()
 }
 
 /// The records of all slots of a store.
@@ -476,10 +490,12 @@ mod tests {
 
     #[test]
     fn references_are_digests_names_or_names_with_a_version() {
-        for text in ["set-union", "set-union@1.0.0", &"0f".repeat(32)] {
+        for text in ["set-union", "set-union@1.0.0", "operator/set-union", "operator/x@2", &"0f".repeat(32)] {
             assert_eq!(Reference::parse(text).unwrap().to_string(), text);
         }
-        for wrong in ["", "Set", "a@", "@1", "a b", "../x", "a@1@2"] {
+        for wrong in
+            ["", "Set", "a@", "@1", "a b", "../x", "a@1@2", "operator/", "shop/x", "operator/operator/x", "a\u{1b}[2J"]
+        {
             assert_eq!(Reference::parse(wrong), None, "{wrong}");
         }
     }

@@ -95,6 +95,31 @@ impl Compiler {
         if let Some(component) = self.images.get(digest).and_then(|image| load(engine, &image).ok()) {
             return Ok((component, false));
         }
+        self.compile_now(engine, digest, bytes, until, needed).map(|component| (component, true))
+    }
+
+    /// The same, compiled even if its machine code is cached: whoever waits must not learn from the time that it was.
+    pub(crate) fn component_anew(
+        &self,
+        engine: &Engine,
+        digest: Digest,
+        bytes: &[u8],
+        until: Instant,
+        needed: &dyn Fn(Digest) -> bool,
+    ) -> Result<Component, Uncompiled> {
+        let _turn = self.digests.take_until(&digest, until).ok_or(NotNow::Same)?;
+        self.compile_now(engine, digest, bytes, until, needed)
+    }
+
+    /// For a thread that has the digest's turn.
+    fn compile_now(
+        &self,
+        engine: &Engine,
+        digest: Digest,
+        bytes: &[u8],
+        until: Instant,
+        needed: &dyn Fn(Digest) -> bool,
+    ) -> Result<Component, Uncompiled> {
         if let Some(why) = self.refusals.get(digest) {
             return Err(CompileError::Before(why).into());
         }
@@ -103,8 +128,7 @@ impl Compiler {
         if let Err(error) = self.images.put(digest, &image, needed) {
             tracing::warn!(%digest, %error, "a compiled plugin cannot be cached; it will be compiled again after a restart");
         }
-        let component = load(engine, &image).map_err(|error| CompileError::Load(format!("{error:#}")))?;
-        Ok((component, true))
+        Ok(load(engine, &image).map_err(|error| CompileError::Load(format!("{error:#}")))?)
     }
 
     /// Compiles in a process of its own, and remembers a refusal.

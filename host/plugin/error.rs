@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use witan_kernel::name::Invalid;
 use witan_kernel::port::StoreError;
+use witan_kernel::port::owners::NotOwned;
 
 use crate::describe::ManifestError;
 use crate::instance::LinkError;
 use crate::limit;
 use crate::probe::ProbeError;
+use crate::signature::SignatureError;
 use crate::uncompiled::{CompileError, Uncompiled};
 use crate::validate::ComponentError;
 
@@ -37,12 +39,18 @@ pub enum PluginError {
     /// The plugin is bound, or kept for a rollback.
     #[error("{0}")]
     InUse(String),
-    /// Every plugin that is kept is bound, kept for a rollback, or in the watched folder.
+    /// Every plugin of the operator that is kept is bound, kept for a rollback, or in the watched folder.
     #[error(
-        "there are {} plugins, all of them bound, kept for a rollback, or in the plugin folder; unbind some, or remove files",
+        "the operator has {} plugins, all of them bound, kept for a rollback, or in the plugin folder; unbind some, or remove files",
         limit::ARTIFACTS
     )]
     Full,
+    /// The owner may not have this plugin: its name is taken, or a quota is used up.
+    #[error(transparent)]
+    NotOwned(#[from] NotOwned),
+    /// The plugin is not signed as it must be.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
     /// Too many changes are waiting; try again.
     #[error("too many plugin changes are waiting; try again")]
     Busy,

@@ -99,7 +99,7 @@ pub struct Event {
     pub digest: Option<Digest>,
     /// The plugin's `name@version`, or the file that it came from; may be empty.
     pub plugin: String,
-    /// The binding's tenant; `None` for the default binding and for components.
+    /// The binding's tenant, or the component's; `None` for the default binding and for components of the operator.
     pub tenant: Option<TenantId>,
     /// The binding's hook, if known.
     pub hook: Option<Hook>,
@@ -129,6 +129,10 @@ impl Event {
     pub(crate) fn at(mut self, tenant: Option<TenantId>, hook: Hook) -> Self {
         (self.tenant, self.hook) = (tenant, Some(hook));
         self
+    }
+
+    pub(crate) fn owned_by(self, owner: Option<TenantId>) -> Self {
+        Self { tenant: owner, ..self }
     }
 
     /// The binding that it is about, if it is about one.

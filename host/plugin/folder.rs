@@ -20,7 +20,8 @@ use crate::digest::Digest;
 use crate::error::HostError;
 use crate::limit;
 use crate::pool::STACK_BYTES;
-use crate::registry::{Inner, Source, compiler_wait};
+use crate::registry::Inner;
+use crate::signature::SIGNATURE_FILE_BYTES;
 use witan_kernel::sync::lock;
 
 /// Time between two scans of a folder that is changing.
@@ -54,6 +55,8 @@ struct FileState {
     bytes: u64,
     modified: Option<SystemTime>,
     digest: Digest,
+    /// The digest of the signature beside it, if there is one.
+    signature: Option<Digest>,
     /// Two scans have found the same, and the file was staged or refused.
     settled: bool,
 }
@@ -62,6 +65,8 @@ struct FileState {
 pub(crate) struct Settled {
     pub(crate) name: String,
     pub(crate) content: Vec<u8>,
+    /// What is in the file of this name with `.sig` behind it.
+    pub(crate) signature: Option<Vec<u8>>,
 }
 
 impl Folder {
@@ -109,7 +114,7 @@ impl Folder {
         let (mut settled, mut again) = (Vec::new(), false);
         for name in self.names()? {
             let last = before.get(&name);
-            let (mut file, content) = match read(&self.path.join(&name), most_bytes) {
+            let (mut file, read) = match read(&self.path.join(&name), most_bytes) {
                 Ok(found) => found,
                 // A file may vanish before it is read.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -122,11 +127,9 @@ impl Folder {
                 }
             };
             match last {
-                Some(last)
-                    if last.digest == file.digest && last.bytes == file.bytes && last.modified == file.modified =>
-                {
+                Some(last) if FileState { settled: false, ..last.clone() } == file => {
                     if !last.settled {
-                        settled.push(Settled { name: name.clone(), content });
+                        settled.push(Settled { name: name.clone(), content: read.content, signature: read.signature });
                     }
                     file.settled = true;
                 }
@@ -177,11 +180,30 @@ impl Folder {
     }
 }
 
+/// What was read of a file, and of the signature beside it.
+struct Read {
+    content: Vec<u8>,
+    signature: Option<Vec<u8>>,
+}
+
 /// A file's state and content. Of a file that is too large, one byte more than allowed is read, so that it is refused for its size.
-fn read(path: &Path, most_bytes: usize) -> io::Result<(FileState, Vec<u8>)> {
+fn read(path: &Path, most_bytes: usize) -> io::Result<(FileState, Read)> {
     let (metadata, content) = witan_file::read_prefix(path, most_bytes as u64 + 1)?;
-    let digest = Digest::of(&content);
-    Ok((FileState { bytes: metadata.len(), modified: metadata.modified().ok(), digest, settled: false }, content))
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".sig");
+    let signature = match witan_file::read_prefix(Path::new(&beside), SIGNATURE_FILE_BYTES as u64 + 1) {
+        Ok((_, signature)) => Some(signature),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let state = FileState {
+        bytes: metadata.len(),
+        modified: metadata.modified().ok(),
+        digest: Digest::of(&content),
+        signature: signature.as_deref().map(Digest::of),
+        settled: false,
+    };
+    Ok((state, Read { content, signature }))
 }
 
 impl Inner {
@@ -211,9 +233,10 @@ impl Inner {
                     return;
                 }
             };
-            for Settled { name, content } in settled {
+            for file in settled {
+                let name = file.name.clone();
                 // A refusal is final, and an event. Other failures are retried with the next scan.
-                if let Err(error) = self.stage(&content, Source::File(name.clone()), compiler_wait())
+                if let Err(error) = self.stage_file(file)
                     && error.is_transient()
                 {
                     tracing::warn!(file = name, %error, "a plugin file cannot be staged yet; it will be retried");

@@ -8,7 +8,8 @@
 //! 3. `engine`, `compile`: compilation to machine code, once per digest, in a process of its own (`spawn` from the outside, `child` from
 //!    the inside), cached on disk (`images`); `refusals` are remembered there too.
 //! 4. `bindings`, `calls`, `guest`, `instance`, `fault`: calling it within its limits, and why a call gave no answer.
-//! 5. `describe`, `probe`: its description of itself, and tests of its answers before anything depends on them.
+//! 5. `describe`, `probe`: its description of itself, and tests of its answers before anything depends on them; [`signature`]: who vouches
+//!    for it; `inspect` for tools.
 //! 6. [`binding`], `tenant`, `breaker`, `cpu`, `answers`, `fair`, `resolvers`, `snapshot`: which version answers for which tenant, in whose
 //!    turn, and what happens when it fails; [`candidate`], `tried`: what is tried beside it; [`history`]: what has become of a slot.
 //! 7. `upload`, [`registry`]: [`PluginHost`], which puts a version in force; `folder` watches for new components; [`event`] and [`metrics`]
@@ -42,6 +43,7 @@ mod folder;
 mod guest;
 pub mod history;
 mod images;
+mod inspect;
 mod instance;
 pub mod limit;
 pub mod metrics;
@@ -50,6 +52,7 @@ mod probe;
 mod refusals;
 pub mod registry;
 mod resolvers;
+pub mod signature;
 mod snapshot;
 mod spawn;
 pub mod tally;
@@ -67,7 +70,8 @@ pub use child::compile_if_asked;
 pub use compile::Compilations;
 pub use digest::Digest;
 pub use error::PluginError;
+pub use inspect::{Described, inspect};
 pub use limit::{Budget, Limits};
 pub use registry::{BindRequest, PluginHost, Settings, TryRequest};
-pub use upload::Upload;
+pub use upload::{Push, Upload};
 pub use validate::Inspection;

@@ -6,6 +6,7 @@ mod change;
 mod library;
 mod proposal;
 mod share;
+mod stage;
 mod swap;
 mod target;
 
@@ -16,12 +17,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use tokio::sync::{broadcast, oneshot};
 use wasmtime::Engine;
 use witan_kernel::hook::{Hook, Hooks, Plugins};
 use witan_kernel::name::{NodeId, TenantId};
-use witan_kernel::port::{Migration, Slot, StoreError};
+use witan_kernel::port::{Migration, SigningKey, Slot, StoreError};
 use witan_kernel::sync::lock;
 use witan_kernel::tenant::Tenant;
 
@@ -38,12 +38,13 @@ use crate::limit::{self, Limits};
 use crate::metrics::{Counters, Counts};
 use crate::pool::Pool;
 use crate::resolvers::Resolvers;
+use crate::signature::Signatures;
 pub use crate::snapshot::OpenBreakers;
 use crate::snapshot::{Bound, Generations, Snapshot, Threads};
 use crate::tally::TenantSeries;
 use crate::tenant::{ActiveBinding, LoadError, Shared};
 use crate::turn::Turns;
-use crate::upload::{Upload, Uploads};
+use crate::upload::{Push, Upload, Uploads};
 
 pub use candidates::{CandidateView, ReportView};
 pub use library::{Artifact, Source};
@@ -63,6 +64,8 @@ pub struct Settings {
     pub coordinator: NodeId,
     /// The program in whose processes components are compiled: one that calls [`crate::compile_if_asked`] first, as the coordinator's own.
     pub compiler: PathBuf,
+    /// Whether plugins must be signed, and with which keys.
+    pub signatures: Signatures,
 }
 
 /// A binding in force.
@@ -99,6 +102,7 @@ pub(crate) struct Inner {
     shared: Shared,
     compiler: Compiler,
     store: Arc<dyn PluginStore>,
+    signatures: Signatures,
     pub(crate) folder: Option<Folder>,
     published: ArcSwap<Published>,
     /// What changes work on. Locked only to look and to replace: never during a probe, a compilation, a call of the store, or while a
@@ -154,8 +158,8 @@ struct HostState {
     bindings: BTreeMap<Slot, LiveBinding>,
     /// Of tenants whose routing hook was swapped.
     partitions: BTreeMap<Slot, LivePartitions>,
-    /// Plugins that have passed their probe, each with the digest of the configuration under which it did.
-    probed: BTreeSet<(Digest, Digest)>,
+    /// Plugins that have passed their probe, each with its owner and the digest of the configuration under which it did.
+    probed: BTreeSet<(Option<TenantId>, Digest, Digest)>,
 }
 
 /// A binding and everything that it keeps in memory.
@@ -204,7 +208,7 @@ impl PluginHost {
             Pool::new("witan-shadow", 1, limit::SHADOW_QUEUE).map_err(HostError::thread("the thread of shadows"))?;
         let uploads = Uploads::new(&limits);
         let compiler = Compiler::new(settings.compiler, &settings.data_dir, limits)?;
-        let (shelf, library) = Shelf::open(&settings.data_dir)?;
+        let (shelf, on_disk) = Shelf::open(&settings.data_dir)?;
         let folder = settings.folder.map(Folder::open).transpose()?;
         let published = Published {
             snapshot: Snapshot::new(&[], HashMap::new(), Threads { resolvers, shadows }),
@@ -216,9 +220,10 @@ impl PluginHost {
             shared,
             compiler,
             store,
+            signatures: settings.signatures,
             folder,
             published: ArcSwap::from_pointee(published),
-            state: Mutex::new(HostState { library, ..HostState::default() }),
+            state: Mutex::default(),
             shelf,
             stocking: Mutex::default(),
             turns: Turns::default(),
@@ -228,7 +233,7 @@ impl PluginHost {
             coordinator: settings.coordinator,
             preparing: Mutex::default(),
         });
-        inner.learn_components()?;
+        inner.learn_components(on_disk)?;
         inner.restore()?;
         crate::folder::start_upkeep(&inner).map_err(HostError::thread("upkeep"))?;
         Ok(Self { inner })
@@ -248,11 +253,16 @@ impl PluginHost {
         Ok(crate::folder::start(&self.inner).map_err(HostError::thread("the watched folder"))?)
     }
 
-    /// Waits until it is known what a reference means: a name, or a digest that is not known, may mean a file of the watched folder, whose
-    /// first scan may not have ended. It waits until `deadline`, or [`limit::FIRST_SCAN_WAIT`] if that is shorter; then it fails with
-    /// [`PluginError::HostBusy`].
-    pub async fn is_known(&self, plugin: &Reference, deadline: Option<Instant>) -> Result<(), PluginError> {
-        let is_certain = matches!(plugin, Reference::Digest(_)) && self.artifact(plugin).is_some();
+    /// Waits until it is known what a reference of a tenant (`None`: for all tenants) means: a name, or a digest that is not known, may
+    /// mean a file of the watched folder, whose first scan may not have ended. It waits until `deadline`, or [`limit::FIRST_SCAN_WAIT`] if
+    /// that is shorter; then it fails with [`PluginError::HostBusy`].
+    pub async fn is_known(
+        &self,
+        tenant: Option<&TenantId>,
+        plugin: &Reference,
+        deadline: Option<Instant>,
+    ) -> Result<(), PluginError> {
+        let is_certain = matches!(plugin, Reference::Digest(_)) && self.artifact(tenant, plugin).is_some();
         let Some(folder) = self.inner.folder.as_ref().filter(|_| !is_certain) else { return Ok(()) };
         let longest = Instant::now() + limit::FIRST_SCAN_WAIT;
         let until = deadline.map_or(longest, |deadline| deadline.min(longest));
@@ -261,9 +271,11 @@ impl PluginHost {
         scan.map(|_| ()).map_err(|_| PluginError::not_scanned())
     }
 
-    /// Stages a component: checks and compiles it, and has it describe itself. Idempotent. It waits for a place to compile in for
+    /// Stages a component for its owner: checks and compiles it, and has it describe itself. Idempotent, and the same whether or not others
+    /// have the component too. It waits for a place to compile in for
     /// [`limit::COMPILER_WAIT`], or until `deadline` if that is earlier; then it fails with [`PluginError::HostBusy`].
-    pub async fn stage(&self, bytes: Bytes, deadline: Option<Instant>) -> Result<Artifact, PluginError> {
+    pub async fn stage(&self, push: impl Into<Push>, deadline: Option<Instant>) -> Result<Artifact, PluginError> {
+        let push = push.into();
         let longest = compiler_wait();
         let until = deadline.map_or(longest, |deadline| deadline.min(longest));
         // Taken by whoever is first: the thread that begins with it, or the caller, who has then waited long enough for a thread.
@@ -273,7 +285,7 @@ impl PluginHost {
             if first.swap(true, Ordering::AcqRel) {
                 return Err(PluginError::uploads_wait());
             }
-            inner.stage(&bytes, Source::Upload, until)
+            inner.stage(&push, Source::Upload, until)
         });
         let mut staging = std::pin::pin!(staging);
         match tokio::time::timeout_at(until.into(), &mut staging).await {
@@ -344,9 +356,10 @@ impl PluginHost {
         lock(&self.inner.state).partitions.contains_key(&slot)
     }
 
-    /// Removes a component that no binding refers to, now or for a rollback.
-    pub async fn remove(&self, plugin: Reference) -> Result<Artifact, PluginError> {
-        self.change(&self.inner.lanes.changes, move |inner| inner.remove(&plugin)).await
+    /// Takes a component from its owner (`None`: the operator), if no binding refers to it, now or for a rollback. It is removed with the
+    /// last owner.
+    pub async fn remove(&self, owner: Option<TenantId>, plugin: Reference) -> Result<Artifact, PluginError> {
+        self.change(&self.inner.lanes.changes, move |inner| inner.remove(owner.as_ref(), &plugin)).await
     }
 
     /// Puts in force what other coordinators have changed: the components, and the bindings of these slots (`None`: all). What cannot
@@ -364,14 +377,20 @@ impl PluginHost {
         .await
     }
 
-    /// All known components, by name, then newest first. At most [`limit::ARTIFACTS`].
+    /// All known components, once for each owner, by name, then newest first. At most [`limit::ARTIFACTS`] of the operator.
     pub fn artifacts(&self) -> Arc<Vec<Artifact>> {
         self.inner.published.load().artifacts.clone()
     }
 
-    /// The component that a reference means now: of several with the same name, the one in the watched folder, otherwise the newest.
-    pub fn artifact(&self, plugin: &Reference) -> Option<Artifact> {
-        library::find(&self.inner.published.load().artifacts, plugin, self.inner.folder.as_ref()).cloned()
+    /// The component that a reference of a tenant (`None`: for all tenants) means now: its own, or the operator's. Of several with the same
+    /// name, the one in the watched folder, otherwise the newest.
+    pub fn artifact(&self, tenant: Option<&TenantId>, plugin: &Reference) -> Option<Artifact> {
+        library::find(&self.inner.published.load().artifacts, tenant, plugin, self.inner.folder.as_ref()).cloned()
+    }
+
+    /// The signing keys that the configuration names.
+    pub fn configured_keys(&self) -> &[SigningKey] {
+        &self.inner.signatures.keys
     }
 
     /// All bindings in force, the default ones first, then by tenant.

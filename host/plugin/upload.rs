@@ -7,10 +7,30 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use witan_kernel::name::TenantId;
 
 use crate::error::PluginError;
 use crate::limit::{self, Limits};
+use crate::signature::Signature;
 use crate::validate::ComponentError;
+
+/// A component that is to be staged.
+#[derive(Debug, Clone)]
+pub struct Push {
+    /// The tenant that it will belong to; `None`: the operator.
+    pub owner: Option<TenantId>,
+    /// The component.
+    pub bytes: Bytes,
+    /// Its signature, if it is signed.
+    pub signature: Option<Signature>,
+}
+
+/// One of the operator's, not signed.
+impl From<Bytes> for Push {
+    fn from(bytes: Bytes) -> Self {
+        Self { owner: None, bytes, signature: None }
+    }
+}
 
 /// The places of uploads. Each holds as many bytes as a component may have.
 #[derive(Debug)]

@@ -12,6 +12,7 @@ use witan_kernel::port::{Durability, NodeStatus, StorageNode};
 use witan_kernel::tenant::ReadRepair;
 use witan_kernel::weight::Weights;
 use witan_net::Bounds;
+use witan_plugin::signature::{self, Signatures};
 use witan_store::idempotency::{RedisConfig, RedisCredentials, RedisServers, RedisTls};
 use witan_store::metadata::PostgresConfig;
 use witan_upkeep::{HealingConfig, MovesConfig};
@@ -20,7 +21,7 @@ use super::stores::Shared;
 use super::telemetry;
 use crate::access::config::{RateLimits, Security};
 use crate::config::redis::Servers;
-use crate::config::settings::{self, Database, Redis, Settings};
+use crate::config::settings::{self, Database, Redis, Settings, SignaturesMode};
 use crate::config::value::Secret;
 use crate::config::{FILE_BYTES, address, plain_host};
 use crate::grpc::origin::Sampling;
@@ -70,6 +71,8 @@ pub struct Config {
     pub durability: Durability,
     /// The folder watched for plugins.
     pub plugins: Option<PathBuf>,
+    /// Whether plugins must be signed, and with which keys.
+    pub signatures: Signatures,
     /// Storage nodes named in the configuration.
     pub nodes: Vec<StorageNode>,
     /// Authorization, and security of connections.
@@ -111,6 +114,7 @@ pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
         admin_listen: address(&metrics.host, metrics.port).context("metrics.host")?,
         durability: *durability,
         plugins: plugins.folder.clone(),
+        signatures: signatures(plugins),
         nodes: nodes(settings)?,
         security: security.clone(),
         defaults: Defaults {
@@ -142,6 +146,15 @@ pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
 fn zone(name: Option<&str>) -> anyhow::Result<Option<Zone>> {
     let zone = name.map(Zone::new).transpose().context("server.zone")?;
     Ok(zone.filter(|zone| !zone.is_none()))
+}
+
+fn signatures(plugins: &settings::Plugins) -> Signatures {
+    let mode = match plugins.signatures {
+        SignaturesMode::Off => signature::Mode::Off,
+        SignaturesMode::Warn => signature::Mode::Warn,
+        SignaturesMode::Required => signature::Mode::Required,
+    };
+    Signatures { mode, keys: plugins.signing_keys.clone() }
 }
 
 fn grpc_bounds(server: &settings::Server) -> Bounds {

@@ -36,6 +36,7 @@ pub(super) async fn start(
         limits: Limits::default(),
         coordinator: NodeId::new(&config.node_id).context("--node-id")?,
         compiler: this_program(),
+        signatures: config.signatures.clone(),
     };
     let shared = config.shared.postgres.is_some();
     let fenced = move || following.get().and_then(Weak::upgrade).is_some_and(|cluster| cluster.fences());
@@ -47,7 +48,7 @@ pub(super) async fn start(
 
 /// This program, which compiles plugins in processes of its own. On Linux by a name that means the very file that is running, even if
 /// another version has been installed over it since. Where it cannot be found, nothing can be compiled, and everything else goes on.
-fn this_program() -> PathBuf {
+pub fn this_program() -> PathBuf {
     let running = PathBuf::from("/proc/self/exe");
     if running.exists() { running } else { std::env::current_exe().unwrap_or(running) }
 }

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use witan_kernel::capability::CANDIDATES;
-use witan_kernel::name::NodeId;
+use witan_kernel::capability::{CANDIDATES, OWNERS};
+use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{
     Answer, Artifact, BindingChange, BindingOnRecord, CandidateReport, Component, CoordinatorOnRecord, Digest,
-    HistoryEntry, Metadata, Migration, PAGE, PlacementChange, PluginStore, RecordText, Saved, Slot, StoreError,
+    HistoryEntry, Metadata, Migration, PAGE, PlacementChange, PluginStore, RecordText, Saved, SigningKey, Slot, StoreError,
 };
 use witan_kernel::sync::lock;
 
@@ -70,7 +70,7 @@ impl PluginStore for StoredPlugins {
     fn components(&self) -> Result<Vec<Artifact>, StoreError> {
         let mut components: Vec<Artifact> = Vec::new();
         loop {
-            let last = components.last().map(|artifact| artifact.digest);
+            let last = components.last().map(|artifact| (artifact.digest, artifact.owner.clone()));
             let page = self.wait(self.metadata.artifacts(last, PAGE))?;
             let ended = page.len() < PAGE as usize;
             components.extend(page);
@@ -85,14 +85,27 @@ impl PluginStore for StoredPlugins {
     }
 
     fn keep(&self, artifact: &Artifact, bytes: &Bytes) -> Result<(), StoreError> {
+        if artifact.owner.is_some() {
+            // A coordinator that does not know of owners would show it to everybody.
+            self.wait(self.metadata.require(OWNERS)).map_err(|error| match error {
+                StoreError::Conflict(lacking) => StoreError::Refused(format!(
+                    "plugins of tenants need a later version everywhere: {lacking}; upgrade it"
+                )),
+                other => other,
+            })?;
+        }
         self.wait(self.metadata.put_artifact(Component { artifact: artifact.clone(), bytes: bytes.clone() }))
     }
 
-    fn forget(&self, digest: Digest) -> Result<(), StoreError> {
-        match self.wait(self.metadata.remove_artifact(digest)) {
+    fn forget(&self, owner: Option<&TenantId>, digest: Digest) -> Result<(), StoreError> {
+        match self.wait(self.metadata.remove_artifact(owner, digest)) {
             Err(StoreError::Missing(_)) => Ok(()),
             removed => removed,
         }
+    }
+
+    fn signing_keys(&self) -> Result<Vec<SigningKey>, StoreError> {
+        self.wait(self.metadata.signing_keys())
     }
 
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {

@@ -1,10 +1,11 @@
 //! Access control: a coordinator that requires credentials, and clients with valid ones, invalid ones, and none.
 //!
 //! This file has the shared setup. [`walk`] tests every call and path; [`life`] the life cycle of tokens, and other settings of the
-//! section `security`; [`shared`] several coordinators.
+//! section `security`; [`plugins`] what tenants may do with plugins of theirs; [`shared`] several coordinators.
 
 mod calls;
 mod life;
+mod plugins;
 mod shared;
 mod walk;
 
@@ -19,6 +20,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 use witan_wire::v1::access_service_client::AccessServiceClient;
 use witan_wire::v1::coordinator_service_client::CoordinatorServiceClient;
+use witan_wire::v1::plugin_service_client::PluginServiceClient;
 
 use crate::harness::{Process, channel, own_address};
 
@@ -47,6 +49,11 @@ pub(crate) type Link = InterceptedService<Channel, Showing>;
 impl Guarded {
     /// Requires tokens, and has one for an operator. `security` is more YAML for that section, indented by two.
     pub(crate) async fn start(security: &str) -> Self {
+        Self::start_with(security, "").await
+    }
+
+    /// The same, with more sections of the configuration, in which FOLDER is its folder.
+    pub(crate) async fn start_with(security: &str, more: &str) -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
         let data = folder.path().join("coordinator");
         let operator = made_beside(&data, &["--scope", "read,write,admin,operator", "--label", "operator"]);
@@ -60,8 +67,8 @@ impl Guarded {
         node.ready().await;
 
         let config = folder.path().join("config.yaml");
-        let security = security.replace("FOLDER", &folder.path().display().to_string());
-        std::fs::write(&config, format!("security:\n{security}")).expect("write a file");
+        let text = format!("security:\n{security}{more}").replace("FOLDER", &folder.path().display().to_string());
+        std::fs::write(&config, text).expect("write a file");
         let mut command = Process::witan();
         command.args(["serve", "--durability", "os", "--listen", &free, "--admin-listen", &free]);
         command.arg("--config").arg(&config).arg("--data-dir").arg(&data);
@@ -95,6 +102,11 @@ impl Guarded {
     /// A client of the token service with this credential.
     pub(crate) fn tokens(&self, token: &str) -> AccessServiceClient<Link> {
         AccessServiceClient::new(self.link(token))
+    }
+
+    /// A client of the plugin service with this credential.
+    pub(crate) fn plugins(&self, token: &str) -> PluginServiceClient<Link> {
+        PluginServiceClient::new(self.link(token))
     }
 
     /// Creates a tenant with one replica.

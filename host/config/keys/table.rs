@@ -414,6 +414,21 @@ pub const KEYS: &[Key] = &[
     Key::new("plugins.folder", Path, "Folder to watch for plugins.")
         .otherwise("plugins are uploaded through the API only"),
     Key::new(
+        "plugins.signatures",
+        Choice(&["off", "warn", "required"]),
+        "Whether plugins must be signed (Ed25519). off: signatures are not looked at; warn: a wrong one is refused, and what is not \
+            signed is logged; required: what is not signed by a known key is refused, when it is uploaded or found in the folder, and when \
+            it is bound. What is in force stays.",
+    )
+    .default("off"),
+    Key::new(
+        "plugins.signing_keys",
+        Texts,
+        "Public keys with which plugins of the operator may be signed, each ID=KEY with the KEY in hexadecimal digits, beside those \
+            added with `witan plugin keys add`.",
+    )
+    .sample("release=1f0c5e7a9b3d48626f8e0d1c2b4a69788796a5b4c3d2e1f00f1e2d3c4b5a6978"),
+    Key::new(
         "durability",
         Choice(&["sync", "os"]),
         "What acknowledged writes of the embedded stores survive: sync, a power failure; os, only \

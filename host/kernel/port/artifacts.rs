@@ -9,8 +9,9 @@ use super::Answer;
 #[cfg(doc)]
 use super::StoreError;
 use crate::hook::Hook;
+use crate::name::TenantId;
 
-/// Most plugin artifacts: tens of versions of tens of plugins.
+/// Most plugin artifacts of the operator: tens of versions of tens of plugins.
 pub const ARTIFACTS: usize = 1000;
 /// Largest plugin component, in bytes: one with the runtime of an interpreted language in it.
 pub const ARTIFACT_BYTES: usize = crate::limit::COMPONENT_BYTES;
@@ -76,11 +77,13 @@ pub enum Source {
     File(String),
 }
 
-/// A plugin's component without its bytes.
+/// A plugin's component without its bytes, as one of its owners has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Artifact {
     /// SHA-256 of the component's bytes.
     pub digest: Digest,
+    /// The tenant that it belongs to; `None`: the operator, whose plugins are for all tenants.
+    pub owner: Option<TenantId>,
     /// The plugin's name, from its manifest: 1..=128 bytes.
     pub name: String,
     /// The plugin's version, from its manifest: 1..=64 bytes.
@@ -91,10 +94,12 @@ pub struct Artifact {
     pub deterministic: bool,
     /// Size of the component in bytes.
     pub size: u64,
-    /// When it was staged first: Unix time, milliseconds.
+    /// When its owner staged it first: Unix time, milliseconds.
     pub staged_at_ms: u64,
-    /// Where it came from first.
+    /// Where it came from first. A tenant's was uploaded.
     pub source: Source,
+    /// The id of the key that has signed it for its owner; `None`: it is not signed.
+    pub signed_by: Option<String>,
 }
 
 impl Artifact {
@@ -121,18 +126,20 @@ impl fmt::Debug for Component {
 
 /// Plugin artifacts on record.
 pub trait ArtifactStore: Send + Sync + 'static {
-    /// Stores a component. One with the same digest is the same component and is left unchanged. [`StoreError::Refused`] outside
-    /// the limits or beyond [`ARTIFACTS`]. The caller has checked that the digest is that of the bytes.
+    /// Stores a component for its owner. One that the owner has already is left unchanged, except that it is signed from then on if
+    /// it was not before, or by the later key. [`StoreError::Refused`] outside the limits, and where `owners::may_own` says so. The
+    /// caller has checked that the digest is that of the bytes.
     fn put_artifact(&self, component: Component) -> Answer<()>;
 
-    /// One component with its bytes.
+    /// One component with its bytes, as the first of its owners has it: nobody but the plugin host may see whose it is.
     fn artifact(&self, digest: Digest) -> Answer<Option<Component>>;
 
-    /// Artifacts, by digest.
-    fn artifacts(&self, after: Option<Digest>, limit: u32) -> Answer<Vec<Artifact>>;
+    /// Artifacts, by digest and then by owner, after those of this digest and owner: each once for every owner.
+    fn artifacts(&self, after: Option<(Digest, Option<TenantId>)>, limit: u32) -> Answer<Vec<Artifact>>;
 
-    /// Removes an artifact. [`StoreError::Missing`]; [`StoreError::Refused`] while a slot's record names its digest.
-    fn remove_artifact(&self, digest: Digest) -> Answer<()>;
+    /// Takes an artifact from its owner, and removes it with the last one. [`StoreError::Missing`] if this owner does not have it;
+    /// [`StoreError::Refused`] while the record of one of the slots that it is for names its digest.
+    fn remove_artifact(&self, owner: Option<&TenantId>, digest: Digest) -> Answer<()>;
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::{
     Answer, ArtifactStore, BindingStore, ChangeLog, FenceStore, LeaseStore, MigrationStore, PlacementStore,
-    SecretStore, TenantStore, TokenStore, UpkeepClaims,
+    SecretStore, SigningKeyStore, TenantStore, TokenStore, UpkeepClaims,
 };
 
 /// Facts about the store itself.
@@ -15,7 +15,8 @@ pub trait StoreFacts: Send + Sync + 'static {
 }
 
 /// The whole metadata store: tenants, placement and its changes, coordinator leases, plugin artifacts and bindings, API tokens, secrets,
-/// claims of upkeep, and the log of changes to all but the latter. Object safe; whoever needs one subject should take that subject's trait.
+/// signing keys, claims of upkeep, and the log of changes to all but the latter two. Object safe; whoever needs one subject should take
+/// that subject's trait.
 pub trait Metadata:
     StoreFacts
     + ChangeLog
@@ -28,6 +29,7 @@ pub trait Metadata:
     + BindingStore
     + TokenStore
     + SecretStore
+    + SigningKeyStore
     + UpkeepClaims
 {
 }
@@ -44,6 +46,7 @@ impl<T> Metadata for T where
         + BindingStore
         + TokenStore
         + SecretStore
+        + SigningKeyStore
         + UpkeepClaims
 {
 }

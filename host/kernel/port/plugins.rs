@@ -2,13 +2,13 @@
 
 use bytes::Bytes;
 
-#[cfg(doc)]
-use super::MigrationStore;
 use super::{
     Answer, Artifact, BindingOnRecord, CandidateReport, Digest, HistoryEntry, Migration, PlacementChange, RecordText,
-    Slot, StoreError,
+    SigningKey, Slot, StoreError,
 };
-use crate::name::NodeId;
+#[cfg(doc)]
+use super::{ArtifactStore, MigrationStore};
+use crate::name::{NodeId, TenantId};
 
 /// Where the plugin host keeps components and bindings, for one coordinator or for several. Called on a thread of the plugin
 /// host, never on one of a runtime: an implementation may block (say, in `tokio::runtime::Handle::block_on`). Several threads call at
@@ -20,17 +20,21 @@ pub trait PluginStore: Send + Sync + 'static {
     /// Whether other coordinators change it too.
     fn is_shared(&self) -> bool;
 
-    /// Every component, without its bytes.
+    /// Every component, without its bytes: once for each of its owners.
     fn components(&self) -> Result<Vec<Artifact>, StoreError>;
 
     /// A component's bytes. `None` when it is not stored, or was removed.
     fn component(&self, digest: Digest) -> Result<Option<Bytes>, StoreError>;
 
-    /// Stores a component; one that is stored already is left unchanged. Durable when it returns.
+    /// Stores a component for its owner, as [`ArtifactStore::put_artifact`] does. Durable when it returns.
     fn keep(&self, artifact: &Artifact, bytes: &Bytes) -> Result<(), StoreError>;
 
-    /// Removes a component. Not an error when there is none; [`StoreError::Refused`] when a binding needs it.
-    fn forget(&self, digest: Digest) -> Result<(), StoreError>;
+    /// Takes a component from its owner, and removes it with the last one. Not an error when the owner does not have it;
+    /// [`StoreError::Refused`] when a binding needs it.
+    fn forget(&self, owner: Option<&TenantId>, digest: Digest) -> Result<(), StoreError>;
+
+    /// The keys with which an owner's plugins may be signed.
+    fn signing_keys(&self) -> Result<Vec<SigningKey>, StoreError>;
 
     /// Every binding. None of them counts as read: a thread may be about to change one of them, from an earlier version.
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError>;
@@ -39,7 +43,8 @@ pub trait PluginStore: Send + Sync + 'static {
     fn binding(&self, slot: &Slot) -> Result<Option<BindingOnRecord>, StoreError>;
 
     /// Replaces or removes a slot's binding. Removing what is not there is no error. Durable when it returns. [`StoreError::Conflict`];
-    /// [`StoreError::Missing`] when the component that it puts in force, if there is one, is not stored.
+    /// [`StoreError::Missing`] when the component that it puts in force, if there is one, is not stored, or belongs to
+    /// other tenants alone.
     fn save(&self, slot: &Slot, saved: Saved) -> Result<(), StoreError>;
 
     /// The same, and records a placement change in the same transaction: as [`MigrationStore::change_placement`], with its errors.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::owners::NotOwned;
 use super::{
     ADDRESS_BYTES, ARTIFACT_BYTES, ARTIFACTS, BINDING_RECORD_BYTES, BINDINGS, BindingChange, CAPABILITIES_BYTES,
     CHANGES, COORDINATORS, CandidateReport, Changed, Claim, Component, CoordinatorOnRecord, Digest,
@@ -9,10 +10,11 @@ use super::{
     PLUGIN_VERSION_BYTES, REPORT_BYTES, Slot, Source, StorageNode, StoreError, TOKEN_ID_BYTES, TOKEN_LABEL_BYTES,
     TOKENS, Token, VERSION_BYTES,
 };
-use crate::capability::{CANDIDATES, GENERATIONS, MAINTENANCE, MOVES, SMALL_RECORDS, ZONES};
+use super::{SIGNING_KEY_ID_BYTES, SIGNING_KEYS, SigningKey};
+use crate::capability::{CANDIDATES, GENERATIONS, MAINTENANCE, MOVES, OWNERS, SMALL_RECORDS, ZONES};
 use crate::idempotency::{RESPONSE_BYTES, Step};
 use crate::limit;
-use crate::name::{NodeId, TenantId};
+use crate::name::{NodeId, TenantId, shown};
 use crate::tenant::Tenant;
 
 /// Rows of a page for which `limit` were asked.
@@ -165,6 +167,7 @@ pub fn schema_of(capability: &str) -> Result<u64, StoreError> {
         MAINTENANCE => Ok(11),
         GENERATIONS => Ok(12),
         CANDIDATES => Ok(13),
+        OWNERS => Ok(14),
         _ => Err(StoreError::Refused(format!("the metadata store cannot require the capability {capability}"))),
     }
 }
@@ -289,9 +292,41 @@ pub fn needed_artifact(digest: Digest) -> StoreError {
     StoreError::Refused(format!("plugin {digest} is bound, or kept for a rollback; unbind it first"))
 }
 
-/// [`ARTIFACTS`] is reached.
-pub fn too_many_artifacts() -> StoreError {
-    StoreError::Refused(format!("there are {ARTIFACTS} plugins, the most there can be; remove one first"))
+/// What an owner may not have.
+pub fn not_owned(why: &NotOwned) -> StoreError {
+    StoreError::Refused(why.to_string())
+}
+
+/// Whether a signing key may have this id: 1 to 64 of a-z, A-Z, 0-9, '.', '_' and '-'.
+pub fn is_signing_key_id(id: &str) -> bool {
+    (1..=SIGNING_KEY_ID_BYTES).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+/// Checks a signing key's id.
+pub fn signing_key(key: &SigningKey) -> Result<(), StoreError> {
+    if is_signing_key_id(&key.id) {
+        return Ok(());
+    }
+    let id = shown(&key.id);
+    Err(StoreError::Refused(format!(
+        "key_id {id} is not allowed; use 1 to {SIGNING_KEY_ID_BYTES} of a-z, A-Z, 0-9, '.', '_' and '-'"
+    )))
+}
+
+/// The owner has another key of this id.
+pub fn signing_key_exists(key: &SigningKey) -> StoreError {
+    StoreError::Exists(format!("another signing key {}", key.id))
+}
+
+/// The owner has no key of this id.
+pub fn no_signing_key(id: &str) -> StoreError {
+    StoreError::Missing(format!("signing key {}", shown(id)))
+}
+
+/// [`SIGNING_KEYS`] is reached.
+pub fn too_many_signing_keys() -> StoreError {
+    StoreError::Refused(format!("there are {SIGNING_KEYS} signing keys, the most there can be; remove one first"))
 }
 
 /// The store's schema requires a program that knows migration `needs`.

@@ -93,8 +93,10 @@ fn components_and_bindings_are_checked() {
             hook: Hook::RoutingHook,
             deterministic: true,
             size: bytes.len() as u64,
+            owner: None,
             staged_at_ms: 0,
             source,
+            signed_by: None,
         };
         rules::component(&Component { artifact, bytes })
     };

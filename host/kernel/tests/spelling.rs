@@ -143,8 +143,10 @@ fn names_are_shown_as_they_are() {
         hook: Hook::RoutingHook,
         deterministic: true,
         size: 0,
+        owner: None,
         staged_at_ms: 0,
         source: Source::Upload,
+        signed_by: None,
     };
     assert_eq!(artifact.plugin(), "router@1.2");
     assert_eq!((Slot::parse("shop", "no hook"), Slot::parse("a:b", "routing-hook")), (None, None));

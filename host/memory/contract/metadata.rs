@@ -19,6 +19,7 @@ use super::{join_all, poll_once};
 
 mod fences;
 mod migrations;
+mod owners;
 mod upkeep;
 
 pub use upkeep::duties_are_bounded;
@@ -51,8 +52,10 @@ fn component(of: u8, hook: Hook) -> Component {
         hook,
         deterministic: of.is_multiple_of(2),
         size: bytes.len() as u64,
+        owner: None,
         staged_at_ms: 5,
         source: if of > 1 { Source::File(format!("plugin-{of}.wasm")) } else { Source::Upload },
+        signed_by: None,
     };
     Component { artifact, bytes }
 }
@@ -64,7 +67,7 @@ fn slot(tenant: Option<&str>, hook: Hook) -> Slot {
 /// The whole contract, on an empty store.
 pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert!(metadata.now_ms().await.expect("the time") > 1_700_000_000_000);
-    assert_eq!(metadata.schema_version().await, Ok(13));
+    assert_eq!(metadata.schema_version().await, Ok(14));
     secrets(metadata).await;
     tenants(metadata).await;
     pages_of_tenants(metadata).await;
@@ -76,6 +79,7 @@ pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     leases(metadata, pass).await;
     upkeep::claims(metadata, pass).await;
     artifacts(metadata).await;
+    owners::all(metadata).await;
     binding_records(metadata).await;
     tokens(metadata).await;
     each_change_is_listed(metadata).await;
@@ -381,7 +385,7 @@ async fn artifacts<M: Metadata>(metadata: &M) {
         assert_eq!(metadata.put_artifact(component(of, hook)).await, Ok(()));
     }
     let mut other_name = component(1, hooks[0]);
-    other_name.artifact.name = "other".into();
+    other_name.artifact.version = "other".into();
     assert_eq!(metadata.put_artifact(other_name).await, Ok(()));
     assert_eq!(
         metadata.artifact(Digest([1; 32])).await,
@@ -390,11 +394,11 @@ async fn artifacts<M: Metadata>(metadata: &M) {
     );
     assert_eq!(metadata.artifact(Digest([9; 32])).await, Ok(None));
     let first = metadata.artifacts(None, 2).await.expect("a page");
-    let rest = metadata.artifacts(Some(first[1].digest), 2).await.expect("a page");
+    let rest = metadata.artifacts(Some((first[1].digest, None)), 2).await.expect("a page");
     let listed: Vec<_> =
         first.into_iter().chain(rest).map(|entry| (entry.digest.0[0], entry.size, entry.hook)).collect();
     assert_eq!(listed, [(1, 1001, hooks[0]), (2, 1002, hooks[1]), (3, 1003, hooks[2])]);
-    assert!(matches!(metadata.remove_artifact(Digest([9; 32])).await, Err(StoreError::Missing(_))));
+    assert!(matches!(metadata.remove_artifact(None, Digest([9; 32])).await, Err(StoreError::Missing(_))));
 }
 
 async fn binding_records<M: Metadata>(metadata: &M) {
@@ -439,9 +443,9 @@ async fn binding_records<M: Metadata>(metadata: &M) {
     let save = |expected, digest| metadata.save_binding_record(&own, expected, naming.clone(), Some(digest), false);
     assert!(matches!(save(now, missing).await, Err(StoreError::Missing(_))));
     let naming_it = save(now, there).await.expect("it is there");
-    assert!(matches!(metadata.remove_artifact(there).await, Err(StoreError::Refused(_))));
+    assert!(matches!(metadata.remove_artifact(None, there).await, Err(StoreError::Refused(_))));
     metadata.save_binding_record(&own, naming_it, "anew".into(), None, false).await.expect("stored");
-    metadata.remove_artifact(there).await.expect("no record names it");
+    metadata.remove_artifact(None, there).await.expect("no record names it");
 }
 
 async fn tokens<M: Metadata>(metadata: &M) {
@@ -533,7 +537,7 @@ async fn each_change_is_listed<M: Metadata>(metadata: &M) {
     metadata.secrets([1; 32], 1).await.expect("secrets");
     metadata.meet_store(&node("listed").id, StoreId([1; 16]), 0, 0).await.expect("recorded");
     metadata.meet_store(&node("listed").id, StoreId([1; 16]), 0, 0).await.expect("there already");
-    metadata.remove_artifact(Digest([77; 32])).await.expect("removed");
+    metadata.remove_artifact(None, Digest([77; 32])).await.expect("removed");
     metadata.remove_binding_record(&place, version, false).await.expect("removed");
     metadata.remove_binding_record(&place, version, false).await.expect("there is none");
     metadata.remove_node(&node("listed").id).await.expect("removed");

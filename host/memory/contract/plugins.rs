@@ -16,8 +16,10 @@ fn artifact(bytes: &Bytes, source: Source) -> Artifact {
         hook: Hook::ConflictResolver,
         deterministic: true,
         size: bytes.len() as u64,
+        owner: None,
         staged_at_ms: 5,
         source,
+        signed_by: None,
     }
 }
 
@@ -33,6 +35,7 @@ pub fn all(one: &dyn PluginStore, other: &dyn PluginStore) {
     histories(one, other);
     reports(one, other);
     preparations(one, other);
+    owners(one, other);
 }
 
 fn components(one: &dyn PluginStore, other: &dyn PluginStore) {
@@ -40,15 +43,15 @@ fn components(one: &dyn PluginStore, other: &dyn PluginStore) {
     let (first, second) = (Bytes::from_static(b"first"), Bytes::from_static(b"second"));
     let uploaded = artifact(&first, Source::Upload);
     one.keep(&uploaded, &first).expect("stored");
-    other.keep(&Artifact { name: "other".into(), ..uploaded.clone() }, &first).expect("stored already");
+    other.keep(&Artifact { version: "2.0.0".into(), ..uploaded.clone() }, &first).expect("stored already");
     let filed = artifact(&second, Source::File("set-union.wasm".into()));
     one.keep(&filed, &second).expect("stored");
     let mut listed = other.components().expect("components");
     listed.sort_by_key(|artifact| artifact.size);
     assert_eq!(listed, [uploaded.clone(), filed.clone()], "the first description is kept");
     assert_eq!(other.component(uploaded.digest), Ok(Some(first)));
-    other.forget(filed.digest).expect("removed");
-    other.forget(filed.digest).expect("nothing to remove is no error");
+    other.forget(None, filed.digest).expect("removed");
+    other.forget(None, filed.digest).expect("nothing to remove is no error");
     assert_eq!(one.component(filed.digest), Ok(None));
 }
 
@@ -73,7 +76,7 @@ fn bindings(one: &dyn PluginStore, other: &dyn PluginStore) {
     other.save(&own, Saved::of(record("second"), Some(digest))).expect("stored");
     let outdated = one.save(&own, Saved::of(record("late"), Some(digest)));
     assert!(matches!(outdated, Err(StoreError::Conflict(_))), "{outdated:?}");
-    assert!(matches!(one.forget(digest), Err(StoreError::Refused(_))), "a binding needs it");
+    assert!(matches!(one.forget(None, digest), Err(StoreError::Refused(_))), "a binding needs it");
 
     other.remove(&own).expect("removed");
     assert_eq!(one.binding(&own), Ok(None));
@@ -81,7 +84,37 @@ fn bindings(one: &dyn PluginStore, other: &dyn PluginStore) {
     one.save(&own, Saved::of(record("third"), Some(digest))).expect("stored");
     one.remove(&own).expect("removed");
     one.remove(&default).expect("removed");
-    one.forget(digest).expect("no binding needs it");
+    one.forget(None, digest).expect("no binding needs it");
+}
+
+fn owners(one: &dyn PluginStore, other: &dyn PluginStore) {
+    let bytes = Bytes::from_static(b"third");
+    let tenant = |id: &str| Some(TenantId::new(id).expect("valid"));
+    let of = |owner: &str| Artifact { owner: tenant(owner), ..artifact(&bytes, Source::Upload) };
+    let digest = Digest::of(&bytes);
+    one.keep(&of("cart"), &bytes).expect("stored");
+    other.keep(&of("shop"), &bytes).expect("another tenant does not notice");
+    let operators = other.keep(&artifact(&bytes, Source::Upload), &bytes);
+    assert!(matches!(operators, Err(StoreError::Refused(_))), "its name is a tenant's: {operators:?}");
+    let signed = Artifact { signed_by: Some("release".into()), ..of("shop") };
+    other.keep(&signed, &bytes).expect("it is signed now");
+    other.keep(&of("shop"), &bytes).expect("and remains so");
+    assert_eq!(one.components(), Ok(vec![of("cart"), signed]));
+
+    let save = |tenant, digest| one.save(&slot(tenant), format!("record {digest}"), Some(digest));
+    for stranger in [None, Some("other")] {
+        let missing = save(stranger, digest);
+        assert!(matches!(missing, Err(StoreError::Missing(_))), "{stranger:?}: {missing:?}");
+    }
+    save(Some("cart"), digest).expect("its own");
+    let needed = other.forget(tenant("cart").as_ref(), digest);
+    assert!(matches!(needed, Err(StoreError::Refused(_))), "{needed:?}");
+    other.forget(None, digest).expect("the operator has none");
+    other.forget(tenant("shop").as_ref(), digest).expect("no binding of this tenant needs it");
+    assert_eq!((one.components(), one.component(digest)), (Ok(vec![of("cart")]), Ok(Some(bytes))));
+    one.remove(&slot(Some("cart"))).expect("unbound");
+    one.forget(tenant("cart").as_ref(), digest).expect("removed");
+    assert_eq!((one.components(), one.component(digest)), (Ok(Vec::new()), Ok(None)), "with the last owner");
 }
 
 fn histories(one: &dyn PluginStore, other: &dyn PluginStore) {

@@ -31,7 +31,7 @@ impl State {
     pub(super) fn may_change_binding(&self, of: &BindingChange) -> Result<(), StoreError> {
         rules::binding_change(of)?;
         self.expect_binding(&of.slot, of.expected)?;
-        if let Some(digest) = of.puts_in_force.filter(|digest| !self.artifacts.contains_key(digest)) {
+        if let Some(digest) = of.puts_in_force.filter(|digest| !self.has_artifact_for(&of.slot, *digest)) {
             return Err(rules::no_artifact(digest));
         }
         if of.expected == 0 && self.bindings.len() >= BINDINGS {

@@ -77,6 +77,7 @@ impl TenantStore for MemoryMetadata {
             let deleted = Tenant { version: stored.version + 1, ..stored.deleted(now_ms) };
             let before = std::mem::replace(stored, deleted.clone());
             state.leftovers.retain(|(of, _, _), _| *of != id);
+            state.forget_artifacts_of(&id);
             state.tenant_changed(&before, &deleted, fenced);
             Ok(deleted)
         })

@@ -4,9 +4,8 @@
 //! nothing is held that another change needs. Then the slot's turn is taken, what is stored is compared with what the change began with,
 //! and the new version is stored and swapped in.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use witan_kernel::hook::Hook;
@@ -15,12 +14,11 @@ use witan_kernel::name::TenantId;
 use witan_kernel::port::{RecordText, Saved, Slot, StoreError};
 use witan_kernel::sync::lock;
 
-use super::library::{Artifact, Source};
+use super::library::{Artifact, means};
 use super::proposal::BindRequest;
 use super::target::{Target, next_record, no_binding, no_earlier};
 use super::{Binding, HostState, Inner, LiveBinding, compiler_wait};
 use crate::binding::{BindingRecord, BindingVersion, Partitioning, Reference, SlotRecord};
-use crate::describe::describe;
 use crate::digest::Digest;
 use crate::error::PluginError;
 use crate::event::{Event, EventKind};
@@ -31,128 +29,9 @@ use crate::metrics::Counters;
 use crate::tenant::{ActiveBinding, LoadError, Plan};
 
 impl Inner {
-    /// Validates a component, compiles it, has it describe itself, and keeps it.
-    pub(crate) fn stage(&self, bytes: &[u8], source: Source, until: Instant) -> Result<Artifact, PluginError> {
-        let digest = Digest::of(bytes);
-        if let Some(known) = self.known(digest) {
-            return Ok(known);
-        }
-        let from = match &source {
-            Source::Upload => "an upload".to_owned(),
-            Source::File(name) => name.clone(),
-        };
-        let emit = |kind, detail: String| self.shared.events.emit(Event::new(kind, detail).of(digest, &*from));
-        emit(EventKind::Staged, format!("{} bytes from {from}", bytes.len()));
-        let staged = self.stage_new(digest, bytes, source, until, &emit);
-        if let Err(error) = &staged
-            && !error.is_busy()
-        {
-            emit(EventKind::Refused, format!("{from} {error}"));
-        }
-        staged
-    }
-
-    fn known(&self, digest: Digest) -> Option<Artifact> {
+    /// A component, whoever owns it.
+    pub(super) fn known(&self, digest: Digest) -> Option<Artifact> {
         lock(&self.state).library.get(digest).cloned()
-    }
-
-    fn stage_new(
-        &self,
-        digest: Digest,
-        bytes: &[u8],
-        source: Source,
-        until: Instant,
-        emit: &dyn Fn(EventKind, String),
-    ) -> Result<Artifact, PluginError> {
-        let hook = crate::validate::validate(bytes, &self.shared.limits).map_err(PluginError::refused)?;
-        let (program, compiled) = self.compile(digest, bytes, hook, until)?;
-        if compiled {
-            emit(EventKind::Compiled, format!("for {hook}"));
-        }
-        let manifest = describe(&program, hook).map_err(PluginError::refused)?;
-        let stocking = lock(&self.stocking);
-        // Another thread may have staged the same component meanwhile.
-        if let Some(known) = self.known(digest) {
-            return Ok(known);
-        }
-        self.make_room()?;
-        let artifact = lock(&self.state).library.artifact(bytes, hook, manifest, source);
-        self.store.keep(&artifact, &Bytes::copy_from_slice(bytes))?;
-        self.shelf.write(&artifact, bytes)?;
-        {
-            let mut state = lock(&self.state);
-            state.library.insert(artifact.clone());
-            self.publish(&state);
-        }
-        drop(stocking);
-        let ready = Event::new(EventKind::Ready, format!("for {hook}")).of(digest, artifact.plugin());
-        self.shared.events.emit(ready);
-        Ok(artifact)
-    }
-
-    /// For a thread that is stocking.
-    fn make_room(&self) -> Result<(), PluginError> {
-        // Bound by other coordinators, as the store says.
-        let mut bound = BTreeSet::new();
-        while lock(&self.state).library.is_full() {
-            let unused = {
-                let state = lock(&self.state);
-                let needed = |digest| state.refers_to(digest) || self.is_filed(digest) || bound.contains(&digest);
-                state.library.to_evict(needed)
-            };
-            let digest = unused.ok_or(PluginError::Full)?;
-            match self.store.forget(digest) {
-                Ok(()) => _ = self.forget(digest),
-                Err(StoreError::Refused(_)) => _ = bound.insert(digest),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a component is a file of the watched folder.
-    pub(super) fn is_filed(&self, digest: Digest) -> bool {
-        self.folder.as_ref().is_some_and(|folder| folder.has(digest))
-    }
-
-    /// For a thread that is stocking.
-    pub(super) fn forget(&self, digest: Digest) -> Option<Artifact> {
-        let artifact = {
-            let mut state = lock(&self.state);
-            let artifact = state.library.remove(digest)?;
-            self.publish(&state);
-            artifact
-        };
-        self.shelf.remove(digest);
-        self.compiler.forget(digest);
-        lock(&self.programs).remove(&digest);
-        let event = Event::new(EventKind::Removed, "").of(digest, artifact.plugin());
-        self.shared.events.emit(event);
-        Some(artifact)
-    }
-
-    /// The program of a component, shared by all bindings that run it. The flag is true when it was compiled.
-    fn compile(
-        &self,
-        digest: Digest,
-        bytes: &[u8],
-        hook: Hook,
-        until: Instant,
-    ) -> Result<(Arc<Program>, bool), PluginError> {
-        if let Some(program) = self.loaded(digest) {
-            return Ok((program, false));
-        }
-        let needed = |digest| lock(&self.state).refers_to(digest);
-        let compiled = self.compiler.component(&self.engine, digest, bytes, until, &needed);
-        let (component, compiled) = compiled.map_err(PluginError::uncompiled)?;
-        let budget = self.shared.limits.budget(hook).clone();
-        let program = Program::link(&self.engine, &component, hook, self.shared.ticks.clone(), budget)
-            .map_err(PluginError::refused)?;
-        let program = Arc::new(program);
-        let mut programs = lock(&self.programs);
-        programs.retain(|_, program| program.strong_count() > 0);
-        programs.insert(digest, Arc::downgrade(&program));
-        Ok((program, compiled))
     }
 
     /// A program that something else holds in memory.
@@ -204,7 +83,7 @@ impl Inner {
                 PLUGIN_CONFIGURATION_BYTES
             )));
         }
-        let artifact = self.resolve(&request.plugin)?.ok_or_else(|| {
+        let artifact = self.resolve(request.tenant.as_ref(), &request.plugin)?.ok_or_else(|| {
             PluginError::NotFound(format!("no plugin {} is known; upload it or list those that are", request.plugin))
         })?;
         if artifact.hook != request.hook {
@@ -219,7 +98,7 @@ impl Inner {
         self.catch_up(&slot)?;
         let target = Target {
             digest: artifact.digest,
-            reference: request.plugin,
+            reference: request.plugin.of_anybody(),
             configuration: request.configuration,
             on_fault: request.on_fault,
         };
@@ -241,7 +120,7 @@ impl Inner {
         from: Option<&BindingRecord>,
         (what, author): (What, &Author),
     ) -> Result<Binding, PluginError> {
-        let (plan, artifact) = self.probed(&target)?;
+        let (plan, artifact) = self.probed(slot, &target)?;
         let (_turn, old) = self.turn(slot)?;
         let bound = old.as_ref().and_then(|old| old.bound.as_ref());
         if from.is_some_and(|from| bound != Some(from)) {
@@ -266,16 +145,17 @@ impl Inner {
         Ok(())
     }
 
-    /// The plan of a target, after it has passed its probe.
-    pub(super) fn probed(&self, target: &Target) -> Result<(Plan, Artifact), PluginError> {
+    /// The plan of a slot's target, after it has passed its probe.
+    pub(super) fn probed(&self, slot: &Slot, target: &Target) -> Result<(Plan, Artifact), PluginError> {
         let (program, artifact) = self.program(target.digest)?;
+        self.may_bind(slot, target.digest)?;
         let plan = plan(&program, &artifact, &target.configuration);
         self.probe(&plan, &artifact)?;
         Ok((plan, artifact))
     }
 
     pub(super) fn probe(&self, plan: &Plan, artifact: &Artifact) -> Result<(), PluginError> {
-        let case = (plan.digest, Digest::of(&plan.configuration));
+        let case = (artifact.owner.clone(), plan.digest, Digest::of(&plan.configuration));
         if lock(&self.state).probed.contains(&case) {
             return Ok(());
         }
@@ -296,9 +176,10 @@ impl Inner {
         let artifacts = self.published.load().artifacts.clone();
         match reference {
             Reference::Digest(_) => None,
-            Reference::Name { name, version } => folder.newest(|digest| {
-                let fits = |a: &Artifact| a.name == *name && version.as_ref().is_none_or(|v| a.version == *v);
-                artifacts.iter().any(|artifact| artifact.digest == digest && fits(artifact))
+            // What is in the folder is the operator's.
+            Reference::Name { .. } => folder.newest(|digest| {
+                let is_it = |it: &Artifact| it.digest == digest && it.owner.is_none() && means(reference, it);
+                artifacts.iter().any(is_it)
             }),
         }
     }
@@ -479,23 +360,6 @@ impl Inner {
         self.shared.events.emit(event.at(slot.tenant.clone(), slot.hook));
     }
 
-    pub(super) fn remove(&self, plugin: &Reference) -> Result<Artifact, PluginError> {
-        let not_found = || PluginError::NotFound(format!("no plugin {plugin} is known"));
-        let in_use =
-            || PluginError::InUse(format!("plugin {plugin} is bound, or kept for a rollback; unbind it first"));
-        let digest = self.resolve(plugin)?.ok_or_else(not_found)?.digest;
-        let _stocking = lock(&self.stocking);
-        if lock(&self.state).refers_to(digest) {
-            return Err(in_use());
-        }
-        self.store.forget(digest).map_err(|error| match error {
-            // Another coordinator bound it in the meantime.
-            StoreError::Refused(_) => in_use(),
-            other => other.into(),
-        })?;
-        self.forget(digest).ok_or_else(not_found)
-    }
-
     /// Lets bindings by name follow the watched folder. Routing hooks do not follow, since another one would move keys, which is a change
     /// of placement: an event says what to run.
     pub(crate) fn follow(&self) {
@@ -560,15 +424,18 @@ impl Inner {
 impl HostState {
     /// Whether a version of a binding needs this component.
     pub(super) fn refers_to(&self, digest: Digest) -> bool {
-        self.bindings.values().any(|live| {
-            let record = &live.record;
-            let tried = live.candidate.as_ref().map(|candidate| &candidate.record.version);
-            let mut versions = record.previous.iter().chain([&record.current]).chain(tried);
-            versions.any(|version| version.digest == digest)
-        }) || self
-            .partitions
-            .values()
-            .any(|of| of.record.iter().any(|it| it.by.as_ref().is_some_and(|version| version.digest == digest)))
+        self.needs_of(None, digest)
+    }
+
+    /// Whether a version of a binding needs this component of this owner's: a tenant's are for its own bindings, the operator's for all.
+    pub(super) fn needs_of(&self, owner: Option<&TenantId>, digest: Digest) -> bool {
+        let is_for = |slot: &Slot| owner.is_none() || slot.tenant.as_ref() == owner;
+        let live = || self.bindings.iter().filter(|(slot, _)| is_for(slot)).map(|(_, live)| live);
+        let tried = live().filter_map(|live| Some(&live.candidate.as_ref()?.record.version));
+        let bound = live().map(|live| &live.record);
+        let placing = self.partitions.iter().filter(|(slot, _)| is_for(slot)).flat_map(|(_, of)| &of.record);
+        let needed = bound.flat_map(|record| record.previous.iter().chain([&record.current]));
+        needed.chain(tried).chain(placing.filter_map(|it| it.by.as_ref())).any(|version| version.digest == digest)
     }
 }
 

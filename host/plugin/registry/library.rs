@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use witan_kernel::hook::Hook;
 use witan_kernel::limit::COMPONENT_BYTES;
+use witan_kernel::name::TenantId;
 pub use witan_kernel::port::{Artifact, Source};
 
 use crate::binding::Reference;
@@ -19,20 +20,34 @@ use crate::disk::{remove_abandoned, write_file};
 use crate::error::HostError;
 use crate::folder::Folder;
 use crate::limit;
+use crate::upload::Push;
 
-/// The component that a reference means: of several, the one in the watched folder, otherwise the newest.
-pub(super) fn find<'a>(artifacts: &'a [Artifact], plugin: &Reference, folder: Option<&Folder>) -> Option<&'a Artifact> {
+/// The component that a reference of a tenant means (`None`: one for all tenants): its own, or the operator's. Of several, the one in the
+/// watched folder, which is the operator's, otherwise the newest.
+pub(super) fn find<'a>(
+    artifacts: &'a [Artifact],
+    tenant: Option<&TenantId>,
+    plugin: &Reference,
+    folder: Option<&Folder>,
+) -> Option<&'a Artifact> {
+    let visible = artifacts.iter().filter(|artifact| artifact.is_for(tenant));
+    let Reference::Name { of_operator, .. } = plugin else {
+        return visible.filter(|artifact| means(plugin, artifact)).max_by_key(|artifact| artifact.owner.is_some());
+    };
+    let fits = visible.filter(|artifact| means(plugin, artifact) && !(*of_operator && artifact.owner.is_some()));
+    let (own, operators): (Vec<&Artifact>, Vec<&Artifact>) = fits.partition(|artifact| artifact.owner.is_some());
+    let newest = |of: Vec<&'a Artifact>| of.into_iter().max_by_key(|artifact| artifact.staged_at_ms);
+    let filed = folder.and_then(|folder| folder.newest(|digest| operators.iter().any(|it| it.digest == digest)));
+    let filed = filed.and_then(|digest| operators.iter().find(|it| it.digest == digest).copied());
+    newest(own).or(filed).or_else(|| newest(operators))
+}
+
+/// Whether a component has the digest, or the name and the version, of a reference.
+pub(super) fn means(plugin: &Reference, artifact: &Artifact) -> bool {
     match plugin {
-        Reference::Digest(digest) => artifacts.iter().find(|artifact| artifact.digest == *digest),
-        Reference::Name { name, version } => {
-            let fits = |a: &&Artifact| a.name == *name && version.as_ref().is_none_or(|version| a.version == *version);
-            let filed = folder.and_then(|folder| {
-                folder.newest(|digest| artifacts.iter().filter(fits).any(|artifact| artifact.digest == digest))
-            });
-            match filed {
-                Some(digest) => artifacts.iter().find(|artifact| artifact.digest == digest),
-                None => artifacts.iter().filter(fits).max_by_key(|artifact| artifact.staged_at_ms),
-            }
+        Reference::Digest(digest) => artifact.digest == *digest,
+        Reference::Name { name, version, .. } => {
+            artifact.name == *name && version.as_ref().is_none_or(|version| artifact.version == *version)
         }
     }
 }
@@ -61,25 +76,24 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    /// The folder, and every component in it.
-    pub(super) fn open(data_dir: &Path) -> Result<(Self, Library), HostError> {
+    /// The folder, and the descriptions of the components in it. Whose they are, the store says.
+    pub(super) fn open(data_dir: &Path) -> Result<(Self, Vec<Artifact>), HostError> {
         let folder = data_dir.join("components");
         fs::create_dir_all(&folder).map_err(HostError::file("create", &folder))?;
         remove_abandoned(&folder);
-        let mut library = Library::default();
+        let mut described = Vec::new();
         let entries = fs::read_dir(&folder).map_err(HostError::file("list", &folder))?;
         for path in entries.flatten().map(|entry| entry.path()) {
             if path.extension().is_some_and(|extension| extension == "json") {
                 match read_description(&path) {
-                    Some(artifact) => _ = library.artifacts.insert(artifact.digest, artifact),
+                    Some(artifact) => described.push(artifact),
                     None => {
                         tracing::warn!(path = %path.display(), "the description of a plugin cannot be read; upload the plugin again")
                     }
                 }
             }
         }
-        library.relist();
-        Ok((Self { folder }, library))
+        Ok((Self { folder }, described))
     }
 
     fn path(&self, digest: Digest, extension: &str) -> PathBuf {
@@ -119,16 +133,23 @@ impl Shelf {
     }
 }
 
-/// Every known component.
+/// Every known component, once for each of its owners. The bytes of each are on the shelf.
 #[derive(Debug, Default)]
 pub(super) struct Library {
-    artifacts: BTreeMap<Digest, Artifact>,
+    artifacts: BTreeMap<(Digest, Option<TenantId>), Artifact>,
     list: Arc<Vec<Artifact>>,
 }
 
 impl Library {
+    /// A component, whoever owns it.
     pub(super) fn get(&self, digest: Digest) -> Option<&Artifact> {
-        self.artifacts.get(&digest)
+        let first = self.artifacts.range((digest, None)..).next();
+        first.filter(|((of, _), _)| *of == digest).map(|(_, artifact)| artifact)
+    }
+
+    /// A component of this owner.
+    pub(super) fn of(&self, owner: Option<&TenantId>, digest: Digest) -> Option<&Artifact> {
+        self.artifacts.get(&(digest, owner.cloned()))
     }
 
     pub(super) fn list(&self) -> Arc<Vec<Artifact>> {
@@ -142,42 +163,50 @@ impl Library {
     }
 
     /// Describes a component that is staged now.
-    pub(super) fn artifact(&self, bytes: &[u8], hook: Hook, manifest: Manifest, source: Source) -> Artifact {
+    pub(super) fn artifact(&self, push: &Push, hook: Hook, manifest: Manifest, source: Source) -> Artifact {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         // Components staged within the same millisecond still have an order.
         let last = self.artifacts.values().map(|artifact| artifact.staged_at_ms).max().unwrap_or(0);
         Artifact {
-            digest: Digest::of(bytes),
+            digest: Digest::of(&push.bytes),
+            owner: push.owner.clone(),
             name: manifest.name,
             version: manifest.version,
             hook,
             deterministic: manifest.deterministic,
-            size: bytes.len() as u64,
+            size: push.bytes.len() as u64,
             staged_at_ms: now.max(last + 1),
             source,
+            signed_by: None,
         }
     }
 
     pub(super) fn insert(&mut self, artifact: Artifact) {
-        self.artifacts.insert(artifact.digest, artifact);
+        self.artifacts.insert((artifact.digest, artifact.owner.clone()), artifact);
         self.relist();
     }
 
-    pub(super) fn remove(&mut self, digest: Digest) -> Option<Artifact> {
-        let artifact = self.artifacts.remove(&digest)?;
+    /// Takes a component from its owner.
+    pub(super) fn remove(&mut self, owner: Option<&TenantId>, digest: Digest) -> Option<Artifact> {
+        let artifact = self.artifacts.remove(&(digest, owner.cloned()))?;
         self.relist();
         Some(artifact)
     }
 
-    /// The oldest component that is not `used`. Uploads go first: a file may still be in the folder of another coordinator.
+    /// The operator's oldest component that is not `used`. Uploads go first: a file may still be in the folder of another coordinator.
     pub(super) fn to_evict(&self, used: impl Fn(Digest) -> bool) -> Option<Digest> {
-        let unused = self.artifacts.values().filter(|artifact| !used(artifact.digest));
+        let unused = self.of_operator().filter(|artifact| !used(artifact.digest));
         let last = |artifact: &&Artifact| (artifact.source != Source::Upload, artifact.staged_at_ms);
         unused.min_by_key(last).map(|artifact| artifact.digest)
     }
 
+    /// Whether the operator has as many as are kept.
     pub(super) fn is_full(&self) -> bool {
-        self.artifacts.len() >= limit::ARTIFACTS
+        self.of_operator().count() >= limit::ARTIFACTS
+    }
+
+    fn of_operator(&self) -> impl Iterator<Item = &Artifact> {
+        self.artifacts.values().filter(|artifact| artifact.owner.is_none())
     }
 }
 
@@ -203,6 +232,7 @@ fn read_description(path: &Path) -> Option<Artifact> {
     (description.v == 1).then_some(())?;
     Some(Artifact {
         digest,
+        owner: None,
         name: description.name,
         version: description.version,
         hook: Hook::parse(&description.hook)?,
@@ -210,5 +240,6 @@ fn read_description(path: &Path) -> Option<Artifact> {
         size: description.bytes,
         staged_at_ms: description.staged_at_ms,
         source: description.file.map_or(Source::Upload, Source::File),
+        signed_by: None,
     })
 }

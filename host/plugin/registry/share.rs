@@ -1,8 +1,10 @@
 //! Sharing with other coordinators: adopting what they have changed. The store is authoritative; what is in memory and on this host's
 //! disk is a copy, so that questions, restarts and rollbacks need not wait for the store.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use witan_kernel::name::TenantId;
 use witan_kernel::port::{Slot, StoreError};
 use witan_kernel::sync::lock;
 
@@ -21,19 +23,28 @@ use crate::turn::Turn;
 impl Inner {
     /// At the start: loads the components of the store. A component that is only on this host's disk dates from a version that did not
     /// store components, and is stored if it is bound.
-    pub(super) fn learn_components(&self) -> Result<(), PluginError> {
+    pub(super) fn learn_components(&self, on_disk: Vec<Artifact>) -> Result<(), PluginError> {
         let bound = binding::stored(self.store.as_ref())?;
         let needs = |digest| bound.iter().any(|record| record.digests().any(|needed| needed == digest));
         let _stocking = lock(&self.stocking);
-        let kept = self.store.components()?;
-        let local = lock(&self.state).library.list();
-        for artifact in local.iter().filter(|local| !kept.iter().any(|k| k.digest == local.digest)) {
+        let mut kept = self.store.components()?;
+        let is_there: BTreeSet<Digest> = on_disk.iter().map(|artifact| artifact.digest).collect();
+        for artifact in on_disk {
+            if kept.iter().any(|kept| kept.digest == artifact.digest) {
+                continue;
+            }
             match self.shelf.read(artifact.digest) {
-                Ok(bytes) if needs(artifact.digest) => self.store.keep(artifact, &bytes)?,
-                Ok(_) | Err(_) => _ = self.forget(artifact.digest),
+                Ok(bytes) if needs(artifact.digest) => {
+                    self.store.keep(&artifact, &bytes)?;
+                    kept.push(artifact);
+                }
+                Ok(_) | Err(_) => {
+                    self.shelf.remove(artifact.digest);
+                    self.compiler.forget(artifact.digest);
+                }
             }
         }
-        self.fetch(kept)
+        self.fetch(kept, &|digest| is_there.contains(&digest))
     }
 
     /// At the start: puts the stored bindings in force. One that cannot be loaded is in force too, and answers with faults.
@@ -201,9 +212,13 @@ impl Inner {
         if unknown { self.sync_components() } else { Ok(()) }
     }
 
-    /// The component that a reference means, even if another coordinator has only just staged it.
-    pub(super) fn resolve(&self, plugin: &Reference) -> Result<Option<Artifact>, PluginError> {
-        let find = || find(&self.published.load().artifacts, plugin, self.folder.as_ref()).cloned();
+    /// The component that a reference of a tenant (`None`: for all tenants) means, even if another coordinator has only just staged it.
+    pub(super) fn resolve(
+        &self,
+        tenant: Option<&TenantId>,
+        plugin: &Reference,
+    ) -> Result<Option<Artifact>, PluginError> {
+        let find = || find(&self.published.load().artifacts, tenant, plugin, self.folder.as_ref()).cloned();
         // A name means the newest component, which may not be known here yet.
         if self.store.is_shared() && (matches!(plugin, Reference::Name { .. }) || find().is_none()) {
             self.sync_components()?;
@@ -250,33 +265,48 @@ impl Inner {
         }
         let _stocking = lock(&self.stocking);
         let kept = self.store.components()?;
-        let gone: Vec<Digest> = {
+        let gone: Vec<Artifact> = {
+            let owned: BTreeSet<_> = kept.iter().map(|artifact| (artifact.digest, &artifact.owner)).collect();
+            let stored: BTreeSet<_> = kept.iter().map(|artifact| artifact.digest).collect();
             let state = lock(&self.state);
             let list = state.library.list();
-            let gone = list.iter().filter(|local| !kept.iter().any(|entry| entry.digest == local.digest));
-            gone.map(|artifact| artifact.digest).filter(|digest| !state.refers_to(*digest)).collect()
+            let gone = list.iter().filter(|local| !owned.contains(&(local.digest, &local.owner)));
+            // What a binding refers to stays, unless it is somebody else's now.
+            gone.filter(|it| stored.contains(&it.digest) || !state.refers_to(it.digest)).cloned().collect()
         };
         // If the store is full, another coordinator may have evicted what only this one's folder has. Otherwise somebody has removed it.
-        let folder = self.folder.as_ref().filter(|_| kept.len() >= limit::ARTIFACTS);
-        for digest in gone {
-            self.forget(digest);
+        let of_operator = kept.iter().filter(|artifact| artifact.owner.is_none()).count();
+        let folder = self.folder.as_ref().filter(|_| of_operator >= limit::ARTIFACTS);
+        // First what has come: bytes that have another owner now are there already.
+        self.fetch(kept, &|_| false)?;
+        for Artifact { digest, owner, .. } in gone {
+            self.forget(owner.as_ref(), digest);
             if let Some(folder) = folder {
                 folder.stage_again(digest);
             }
         }
-        self.fetch(kept)
+        Ok(())
     }
 
-    /// Copies missing components from the store: if there are more than [`limit::ARTIFACTS`], those that bindings refer to and the newest.
-    /// For a thread that is stocking.
-    fn fetch(&self, mut kept: Vec<Artifact>) -> Result<(), PluginError> {
+    /// Copies missing components from the store: if there are more than [`limit::ARTIFACTS`] of the operator, those that bindings refer to
+    /// and the newest. `on_disk`: what is on the shelf without being known. For a thread that is stocking.
+    fn fetch(&self, kept: Vec<Artifact>, on_disk: &dyn Fn(Digest) -> bool) -> Result<(), PluginError> {
+        let (mut kept, of_tenants): (Vec<_>, Vec<_>) = kept.into_iter().partition(|artifact| artifact.owner.is_none());
         if kept.len() > limit::ARTIFACTS {
             let bound = binding::stored(self.store.as_ref())?;
             let needed = |digest| bound.iter().any(|record| record.digests().any(|of_slot| of_slot == digest));
             kept.sort_by_cached_key(|artifact| std::cmp::Reverse((needed(artifact.digest), artifact.staged_at_ms)));
         }
-        for artifact in kept.into_iter().take(limit::ARTIFACTS) {
-            if lock(&self.state).library.get(artifact.digest).is_some() {
+        for artifact in kept.into_iter().take(limit::ARTIFACTS).chain(of_tenants) {
+            let is_there = {
+                let state = lock(&self.state);
+                if state.library.of(artifact.owner.as_ref(), artifact.digest) == Some(&artifact) {
+                    continue;
+                }
+                state.library.get(artifact.digest).is_some() || on_disk(artifact.digest)
+            };
+            if is_there {
+                lock(&self.state).library.insert(artifact);
                 continue;
             }
             // It may have been removed since it was listed.

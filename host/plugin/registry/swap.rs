@@ -41,7 +41,7 @@ impl Inner {
         };
         let tenant = tenant.ok_or_else(|| PluginError::Invalid("a default has no generations".into()))?;
         let slot = slot(&tenant);
-        let probed = target.as_ref().map(|target| self.probed(target)).transpose()?;
+        let probed = target.as_ref().map(|target| self.probed(&slot, target)).transpose()?;
         let from = self.as_stored(&slot)?;
         let old = from.as_deref().and_then(|from| from.bound.as_ref());
         let (bound, plan, kind) = match (target, probed) {

@@ -31,6 +31,7 @@ const SQLITE: &[File] = files!("sqlite":
     (11, "maintenance", "0011_maintenance.sql"),
     (12, "generations", "0012_generations.sql"),
     (13, "candidates", "0013_candidates.sql"),
+    (14, "plugin owners", "0014_plugin_owners.sql"),
 );
 
 const POSTGRES: &[File] = files!("postgres":
@@ -47,6 +48,7 @@ const POSTGRES: &[File] = files!("postgres":
     (11, "maintenance", "0011_maintenance.sql"),
     (12, "generations", "0012_generations.sql"),
     (13, "candidates", "0013_candidates.sql"),
+    (14, "plugin owners", "0014_plugin_owners.sql"),
 );
 
 /// The migrations of an SQLite database.
@@ -126,7 +128,8 @@ mod tests {
                 "ca485ee810cde26c",
                 "4ad3fc2fd663836b",
                 "7ba944f5824a12d6",
-                "d0b1b7758a1950d4"
+                "d0b1b7758a1950d4",
+                "bb0c5c573044a4f2"
             ]
         );
         assert_eq!(
@@ -144,7 +147,8 @@ mod tests {
                 "b01a129f1e9df895",
                 "9ee05d6cfd01b4c6",
                 "884cf9df73a12b50",
-                "faeb8e52c7930ded"
+                "faeb8e52c7930ded",
+                "e2527a39e8451dd1"
             ]
         );
     }

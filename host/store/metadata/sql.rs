@@ -31,6 +31,7 @@ mod references;
 mod rings;
 mod row;
 mod secrets;
+mod signing;
 mod stores;
 mod tenants;
 mod tokens;

@@ -198,7 +198,7 @@ async fn hooks_are_swapped_under_load() {
     }
     // The components of before place nothing any longer.
     eventually("the hook is removed", async || {
-        let request = v1::RemovePluginRequest { plugin: together.clone() };
+        let request = v1::RemovePluginRequest { plugin: together.clone(), ..Default::default() };
         plugins(&company, 0).client().remove_plugin(request).await.ok().map(drop)
     })
     .await;

@@ -192,11 +192,11 @@ async fn the_folder_is_not_looked_into_before_it_is_to_be() {
     let world = World { dir, store, host };
     assert_eq!(required(&world.hooks("a").policy(&question(1))), 1);
     for reference in [name("file"), name("bound"), Reference::Digest(Digest::of(&policy("file")))] {
-        let early = world.host.is_known(&reference, Some(Instant::now())).await.unwrap_err();
+        let early = world.host.is_known(None, &reference, Some(Instant::now())).await.unwrap_err();
         let busy = matches!(early, PluginError::HostBusy(_)) && early.to_string().contains("has not been scanned");
         assert!(busy, "{early}");
     }
-    world.host.is_known(&Reference::Digest(bound), Some(Instant::now())).await.unwrap();
+    world.host.is_known(None, &Reference::Digest(bound), Some(Instant::now())).await.unwrap();
     assert!(world.host.artifacts().iter().all(|artifact| artifact.name != "file"));
     world.host.watch_folder().unwrap();
     // Which waits for it.

@@ -184,10 +184,10 @@ async fn a_component_that_places_rows_is_not_removed() {
     world.put("a", Hook::RoutingHook, &x).await.unwrap();
     world.swap(RoutingChange::Unbind(tenant("a"), Author::default()), SETTLED).await;
     let plugin = Reference::Digest(witan_plugin::Digest::of(&x));
-    let refused = world.host.remove(plugin.clone()).await;
+    let refused = world.host.remove(None, plugin.clone()).await;
     assert!(matches!(refused, Err(PluginError::InUse(_))), "{refused:?}");
     world.settle(Named { present: 1, highest: 1, ..SETTLED }).await;
-    world.host.remove(plugin).await.expect("no row is placed by it");
+    world.host.remove(None, plugin).await.expect("no row is placed by it");
 }
 
 /// A hook that clients do not ask any longer, since it has failed too often, still places the keys that are copied.

@@ -9,10 +9,10 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use witan_kernel::hook::Hook;
-use witan_kernel::name::NodeId;
+use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{
     Artifact, BindingOnRecord, CandidateReport, HistoryEntry, Migration, PlacementChange, PluginStore, RecordText,
-    Saved, Slot, StoreError,
+    Saved, SigningKey, Slot, StoreError,
 };
 use witan_memory::MemoryPlugins;
 use witan_plugin::event::{Event, EventKind};
@@ -20,7 +20,7 @@ use witan_plugin::history::Author;
 use witan_plugin::{BindRequest, Digest, Limits, OnFault, PluginError, PluginHost, Reference, Settings};
 
 use crate::guest::Guest;
-use crate::{COMPILER, LONG, World, ample, coordinator, place, tenant, wait_for, wait_for_kind};
+use crate::{COMPILER, LONG, World, ample, place, tenant, wait_for, wait_for_kind};
 
 const POLICY: Hook = Hook::ConsistencyPolicy;
 
@@ -72,8 +72,12 @@ impl PluginStore for Observed {
         self.store.keep(artifact, bytes)
     }
 
-    fn forget(&self, digest: Digest) -> Result<(), StoreError> {
-        self.store.forget(digest)
+    fn forget(&self, owner: Option<&TenantId>, digest: Digest) -> Result<(), StoreError> {
+        self.store.forget(owner, digest)
+    }
+
+    fn signing_keys(&self) -> Result<Vec<SigningKey>, StoreError> {
+        self.store.signing_keys()
     }
 
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {
@@ -147,8 +151,7 @@ impl Scene {
         let ((read, reads), (keeping, keeps)) = (unbounded_channel(), unbounded_channel());
         let store = MemoryPlugins::default().seat();
         let store = Arc::new(Observed { store, read, keeping, gate: Mutex::default(), others: Mutex::default() });
-        let (data_dir, coordinator) = (dir.path().join("data"), coordinator(&dir));
-        let settings = Settings { data_dir, folder: None, limits, coordinator, compiler: COMPILER.into() };
+        let settings = Settings { folder: None, ..crate::settings(&dir, limits, COMPILER) };
         let host = PluginHost::start(settings, store.clone()).unwrap();
         let mut scene = Self { _dir: dir, host, store, read: reads, keeping: keeps };
         for required in 1..=3 {
@@ -161,7 +164,7 @@ impl Scene {
     }
 
     async fn stage(&self, component: Vec<u8>) -> Digest {
-        self.host.stage(component.into(), None).await.unwrap().digest
+        self.host.stage(Bytes::from(component), None).await.unwrap().digest
     }
 
     async fn roll_back_and_unbind(&self) {
@@ -253,7 +256,7 @@ type Upload = tokio::task::JoinHandle<Result<Artifact, PluginError>>;
 
 fn upload(host: &PluginHost, component: Vec<u8>, deadline: Option<Instant>) -> Upload {
     let host = host.clone();
-    tokio::spawn(async move { host.stage(component.into(), deadline).await })
+    tokio::spawn(async move { host.stage(Bytes::from(component), deadline).await })
 }
 
 #[tokio::test]

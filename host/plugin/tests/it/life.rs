@@ -130,11 +130,11 @@ async fn what_is_bound_is_not_removed() {
     world.put("a", POLICY, &policy(1)).await.unwrap();
     world.put("a", POLICY, &policy(2)).await.unwrap();
     for artifact in world.host.artifacts().iter() {
-        let error = world.host.remove(Reference::Digest(artifact.digest)).await.unwrap_err();
+        let error = world.host.remove(None, Reference::Digest(artifact.digest)).await.unwrap_err();
         assert!(matches!(error, PluginError::InUse(_)), "{error}");
     }
     world.host.unbind(Some(tenant("a")), POLICY, Author::default()).await.unwrap();
-    world.host.remove(name("pol")).await.unwrap();
+    world.host.remove(None, name("pol")).await.unwrap();
     assert_eq!(world.host.artifacts().len(), 1);
 }
 

@@ -12,7 +12,9 @@ mod guest;
 mod hostile;
 mod lanes;
 mod life;
+mod owners;
 mod share;
+mod signed;
 mod swap;
 mod trial;
 mod turns;
@@ -32,6 +34,7 @@ use witan_memory::MemoryPlugins;
 use witan_plugin::event::{Event, EventKind};
 use witan_plugin::history::Author;
 use witan_plugin::registry::Binding;
+use witan_plugin::signature::Signatures;
 use witan_plugin::{BindRequest, Digest, Limits, OnFault, PluginError, PluginHost, Reference, Settings};
 
 /// A host with a data folder, a watched folder and a binding store that outlive it.
@@ -71,7 +74,7 @@ impl World {
 
     /// Waits for the first scan of the folder.
     async fn scanned(&self) {
-        self.host.is_known(&name("any"), None).await.unwrap();
+        self.host.is_known(None, &name("any"), None).await.unwrap();
     }
 
     fn folder(&self) -> PathBuf {
@@ -96,7 +99,7 @@ impl World {
     ) -> Result<Binding, PluginError> {
         let tenant = (!tenant.is_empty()).then(|| self::tenant(tenant));
         let configuration = Bytes::from_static(configuration);
-        self.host.is_known(&plugin, None).await?;
+        self.host.is_known(None, &plugin, None).await?;
         self.host.bind(BindRequest { tenant, hook, plugin, configuration, on_fault, author: Author::default() }).await
     }
 
@@ -149,7 +152,8 @@ fn start_with(dir: &TempDir, store: &Arc<MemoryPlugins>, limits: Limits, compile
 
 fn settings(dir: &TempDir, limits: Limits, compiler: impl Into<PathBuf>) -> Settings {
     let (data_dir, folder) = (dir.path().join("data"), Some(dir.path().join("plugins")));
-    Settings { data_dir, folder, limits, coordinator: coordinator(dir), compiler: compiler.into() }
+    let (coordinator, signatures) = (coordinator(dir), Signatures::default());
+    Settings { data_dir, folder, limits, coordinator, compiler: compiler.into(), signatures }
 }
 
 /// The name of the coordinator whose folder this is.

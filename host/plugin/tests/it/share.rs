@@ -78,10 +78,10 @@ async fn a_plugin_bound_elsewhere_is_not_removed_and_one_removed_elsewhere_is_no
     let (first, second) = (World::of_cluster(&store), World::of_cluster(&store));
     let digest = first.stage(&policy(1)).await.unwrap();
     second.bind("a", POLICY, Reference::Digest(digest)).await.unwrap();
-    let refused = first.host.remove(Reference::Digest(digest)).await.unwrap_err();
+    let refused = first.host.remove(None, Reference::Digest(digest)).await.unwrap_err();
     assert!(matches!(refused, PluginError::InUse(_)), "{refused}");
     first.host.unbind(Some(tenant("a")), POLICY, Author::default()).await.unwrap();
-    first.host.remove(Reference::Digest(digest)).await.unwrap();
+    first.host.remove(None, Reference::Digest(digest)).await.unwrap();
     second.host.refresh(None).await.unwrap();
     assert_eq!((second.host.artifacts().len(), second.host.bindings().len()), (0, 0));
     let refused = second.bind("a", POLICY, Reference::Digest(digest)).await.unwrap_err();

@@ -76,7 +76,7 @@ pub(super) async fn save(db: &mut Db, change: BindingChange) -> Result<u64, Stor
         return Err(rules::other_record(&slot, expected, stored));
     }
     if let Some(digest) = puts_in_force
-        && !references::is_stored(db, digest).await?
+        && !references::is_stored_for(db, &slot, digest).await?
     {
         return Err(rules::no_artifact(digest));
     }
