@@ -17,6 +17,7 @@ use witan_kernel::name::{Key, NodeId, TenantId};
 use witan_kernel::tenant::Level;
 use witan_memory::MemoryPlugins;
 use witan_plugin::history::Author;
+use witan_plugin::signature::Signatures;
 use witan_plugin::{BindRequest, Limits, OnFault, PluginHost, Reference, Settings};
 
 use crate::Options;
@@ -65,6 +66,7 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
         limits,
         coordinator: NodeId::new("bench")?,
         compiler: env!("CARGO_BIN_EXE_witan").into(),
+        signatures: Signatures::default(),
     };
     let host = PluginHost::start(settings, Arc::new(MemoryPlugins::default()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;

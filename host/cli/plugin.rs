@@ -2,11 +2,12 @@
 
 mod candidates;
 mod fenced;
-pub mod kit;
 mod keys;
+pub mod kit;
 mod library;
 mod sign;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use bytes::Bytes;
@@ -16,8 +17,8 @@ use witan_kernel::hook::Hook;
 use witan_kernel::limit::{COMPONENT_BYTES, PLUGIN_CONFIGURATION_BYTES};
 use witan_plugin::binding::OnFault;
 use witan_wire::v1::{
-    BindPluginRequest, BindPluginResponse, Binding, ListBindingsRequest, PluginEvent, RollbackBindingRequest,
-    WatchPluginEventsRequest,
+    BindPluginRequest, BindPluginResponse, Binding, ListBindingsRequest, PluginEvent, PluginInfo,
+    RollbackBindingRequest, WatchPluginEventsRequest,
 };
 
 use super::Global;
@@ -331,6 +332,11 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
         Command::Bench(args) => match kit::become_it(global, "bench", &args)? {},
         Command::Dev(args) => match kit::become_it(global, "dev", &args)? {},
     }
+}
+
+/// Uploads a component for all tenants; returns what the coordinator reports about it.
+pub async fn upload(global: &Global, file: &Path) -> anyhow::Result<PluginInfo> {
+    library::upload(global, file, "", None).await
 }
 
 /// Binds a plugin, or removes a binding.

@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use witan_kernel::name::{Era, NodeId, StoreId, TenantId};
 use witan_kernel::port::{
     Answer, AnyClock, BindingOnRecord, CandidateReport, Changed, Clock, Component, CoordinatorOnRecord, Digest, Duty,
-    DutyOnRecord, Fencing, HistoryEntry, Leftover, Migration, NodeOnRecord, RecordText, Secret, SigningKey, StoreError, StoreFacts,
-    StoreOnRecord, Token, rules,
+    DutyOnRecord, Fencing, HistoryEntry, Leftover, Migration, NodeOnRecord, RecordText, Secret, SigningKey, StoreError,
+    StoreFacts, StoreOnRecord, Token, rules,
 };
 use witan_kernel::ring::Member;
 use witan_kernel::sync::lock;

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{
     Artifact, BindingOnRecord, CandidateReport, Digest, HISTORY_ENTRIES, HISTORY_ENTRY_BYTES, HistoryEntry, Migration,
-    PlacementChange, PluginStore, REPORTS, REPORTS_KEPT_MS, RecordText, Saved, SigningKey, Slot, StoreError, owners, rules,
+    PlacementChange, PluginStore, REPORTS, REPORTS_KEPT_MS, RecordText, Saved, SigningKey, Slot, StoreError, owners,
+    rules,
 };
 use witan_kernel::sync::lock;
 

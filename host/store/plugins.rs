@@ -9,7 +9,8 @@ use witan_kernel::capability::{CANDIDATES, OWNERS};
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{
     Answer, Artifact, BindingChange, BindingOnRecord, CandidateReport, Component, CoordinatorOnRecord, Digest,
-    HistoryEntry, Metadata, Migration, PAGE, PlacementChange, PluginStore, RecordText, Saved, SigningKey, Slot, StoreError,
+    HistoryEntry, Metadata, Migration, PAGE, PlacementChange, PluginStore, RecordText, Saved, SigningKey, Slot,
+    StoreError,
 };
 use witan_kernel::sync::lock;
 

@@ -101,7 +101,7 @@ pub(super) async fn push(global: &Global, args: Push) -> anyhow::Result<ExitCode
 }
 
 /// Uploads a component; returns what the coordinator reports about it.
-async fn upload(
+pub(super) async fn upload(
     global: &Global,
     file: &Path,
     tenant: &str,

@@ -101,7 +101,7 @@ fn owners(one: &dyn PluginStore, other: &dyn PluginStore) {
     other.keep(&of("shop"), &bytes).expect("and remains so");
     assert_eq!(one.components(), Ok(vec![of("cart"), signed]));
 
-    let save = |tenant, digest| one.save(&slot(tenant), format!("record {digest}"), Some(digest));
+    let save = |tenant, digest| one.save(&slot(tenant), Saved::of(format!("record {digest}"), Some(digest)));
     for stranger in [None, Some("other")] {
         let missing = save(stranger, digest);
         assert!(matches!(missing, Err(StoreError::Missing(_))), "{stranger:?}: {missing:?}");

@@ -88,7 +88,7 @@ impl Inner {
         if self.is_in_force(&slot, &target).is_some() {
             return Ok(None);
         }
-        match self.probed(&target) {
+        match self.probed(&slot, &target) {
             Ok((_, artifact)) => {
                 let Target { digest, reference, configuration, on_fault } = target;
                 let (plugin, number) = (artifact.plugin(), now_ms());

@@ -156,7 +156,7 @@ impl Inner {
         let trial = Trial { mode, percent, bounds, promote_after_s, began_ms: now, step_ms: now }.checked()?;
         let (slot, target) = self.target(bind)?;
         // Held until the candidate holds its program.
-        let (loaded, artifact) = self.probed(&target)?;
+        let (loaded, artifact) = self.probed(&slot, &target)?;
         self.all_know_candidates()?;
         let (_turn, old) = self.turn(&slot)?;
         let Some((old, bound)) = old.as_deref().and_then(|old| Some((old, old.bound.as_ref()?))) else {

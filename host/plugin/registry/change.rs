@@ -11,7 +11,7 @@ use bytes::Bytes;
 use witan_kernel::hook::Hook;
 use witan_kernel::limit::PLUGIN_CONFIGURATION_BYTES;
 use witan_kernel::name::TenantId;
-use witan_kernel::port::{RecordText, Saved, Slot, StoreError};
+use witan_kernel::port::{RecordText, Saved, Slot};
 use witan_kernel::sync::lock;
 
 use super::library::{Artifact, means};

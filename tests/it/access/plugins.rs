@@ -69,7 +69,8 @@ impl Seen {
     }
 
     async fn roll_back(&self, tenant: &str) -> Result<v1::BindPluginResponse, Status> {
-        let request = v1::RollbackBindingRequest { tenant_id: tenant.to_owned(), hook: HOOK.to_owned() };
+        let request =
+            v1::RollbackBindingRequest { tenant_id: tenant.to_owned(), hook: HOOK.to_owned(), ..Default::default() };
         self.0.clone().rollback_binding(request).await.map(Response::into_inner)
     }
 }

@@ -166,14 +166,14 @@ async fn a_restart_keeps_the_trial_and_any_change_of_the_binding_ends_it() {
     world.try_with(&policy(3), (Mode::Canary, 50), bounds(), None).await.unwrap();
     let before = world.asks(1);
     let digest = world.stage(&policy(3)).await.unwrap();
-    let in_use = world.host.remove(Reference::Digest(digest)).await;
+    let in_use = world.host.remove(None, Reference::Digest(digest)).await;
     assert!(matches!(in_use, Err(PluginError::InUse(_))), "{in_use:?}");
     let world = world.restart();
     assert_eq!(world.asks(1), before);
     world.put("a", POLICY, &policy(2)).await.unwrap();
     assert!(world.asks(1).iter().all(|required| *required == 2));
     assert_eq!(world.host.bindings()[0].candidate, None);
-    world.host.remove(Reference::Digest(digest)).await.expect("nothing needs it");
+    world.host.remove(None, Reference::Digest(digest)).await.expect("nothing needs it");
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use witan_kernel::hook::Hook;
 use witan_kernel::port::owners::{NotOwned, TENANT_ARTIFACTS};
 use witan_memory::MemoryPlugins;
 use witan_plugin::event::EventKind;
+use witan_plugin::history::Author;
 use witan_plugin::registry::Artifact;
 use witan_plugin::{Digest, PluginError, Push, Reference};
 
@@ -56,7 +57,7 @@ async fn a_tenants_plugin_is_for_that_tenant_alone() {
     assert_eq!(required(&world.hooks("a").policy(&question(1))), 2);
     let used = world.host.remove(Some(tenant("a")), by_digest.clone()).await.unwrap_err();
     assert!(matches!(used, PluginError::InUse(_)), "{used}");
-    world.host.unbind(Some(tenant("a")), POLICY).await.unwrap();
+    world.host.unbind(Some(tenant("a")), POLICY, Author::default()).await.unwrap();
     world.host.remove(Some(tenant("a")), by_digest).await.unwrap();
     assert!(world.host.artifacts().is_empty());
     let events = world.host.watch().0;
@@ -118,7 +119,7 @@ async fn who_pushes_what_another_has_learns_nothing() {
     assert!(!world.sees("b", &name("same")) && world.sees("a", &name("same")));
     world.stage_for("b", &component).await.unwrap();
     world.bind("b", POLICY, name("same")).await.unwrap();
-    world.host.unbind(Some(tenant("a")), POLICY).await.unwrap();
+    world.host.unbind(Some(tenant("a")), POLICY, Author::default()).await.unwrap();
     world.host.remove(Some(tenant("a")), name("same")).await.unwrap();
     let world = world.restart();
     assert!(world.sees("b", &name("same")) && !world.sees("a", &name("same")));
@@ -138,7 +139,7 @@ async fn owners_are_the_same_at_every_coordinator() {
     let refused = second.stage(&policy("own", 3)).await.unwrap_err();
     assert!(matches!(refused, PluginError::NotOwned(NotOwned::NameOfTenant { .. })), "{refused}");
     first.host.refresh(None).await.unwrap();
-    second.host.unbind(Some(tenant("a")), POLICY).await.unwrap();
+    second.host.unbind(Some(tenant("a")), POLICY, Author::default()).await.unwrap();
     second.host.remove(Some(tenant("a")), name("own")).await.unwrap();
     // Its bytes have another owner now, and are there for nobody else.
     let operators = second.stage(&policy("own", 2)).await.unwrap();
