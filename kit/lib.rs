@@ -5,7 +5,7 @@
 //!
 //! Reading order: [`cli`] (the commands), [`language`], [`files`] and [`template`] (what a project is made of), [`bindings`], [`new`],
 //! [`project`] (a project found again), [`make`] (`build`), [`subject`] (a component), [`class`] and [`check`], [`case`] and [`verify`]
-//! (`test`), [`bench`], [`dev`], [`output`].
+//! (`test`), [`mod@bench`], [`dev`], [`output`].
 
 pub mod bench;
 pub mod bindings;

@@ -25,6 +25,7 @@ Examples:
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Add a public key
+    #[command(after_help = EXAMPLES)]
     Add {
         /// Its id: 1 to 64 of a-z, A-Z, 0-9, '.', '_' and '-'
         id: String,
@@ -36,12 +37,14 @@ pub enum Command {
         tenant: Option<String>,
     },
     /// Show the keys
+    #[command(after_help = EXAMPLES)]
     List {
         /// Only keys of this tenant [default: all]
         #[arg(short, long)]
         tenant: Option<String>,
     },
     /// Remove a key
+    #[command(after_help = EXAMPLES)]
     Remove {
         /// Its id
         id: String,

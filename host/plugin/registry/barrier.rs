@@ -136,6 +136,12 @@ impl Inner {
             self.probe(&plan(&program, &artifact, &version.configuration), &artifact)?;
             Ok(program)
         });
+        if let Err(error) = &loaded
+            && error.is_busy()
+        {
+            // That says nothing about the version: it is tried again with the next look at the slot.
+            return loaded.map(drop);
+        }
         let missing = loaded.as_ref().err().map(ToString::to_string).unwrap_or_default();
         self.say(slot, version.number, &Report { missing, ..Report::default() })?;
         if let Ok(program) = loaded {
