@@ -23,8 +23,8 @@ async fn what_one_version_has_stored_the_other_finds() {
     for tenant in ["siblings", "resolved", "removed"] {
         api.siblings_tenant(tenant).await;
     }
-    let union = Plugins::new(dev.address()).upload("set-union").await;
-    Plugins::new(dev.address()).bind("resolved", "conflict-resolver", &union).await.expect("bound");
+    let resolver = Plugins::new(dev.address()).upload("released-0-1").await;
+    Plugins::new(dev.address()).bind("resolved", "conflict-resolver", &resolver).await.expect("bound");
     let end = v1::DeleteTenantRequest { tenant_id: "removed".to_owned(), version: 0, confirm: "removed".to_owned() };
     api.client().delete_tenant(end).await.expect("deleted");
     let mut left = vec![leave(&api, "previous").await];
@@ -70,7 +70,7 @@ async fn find(api: &Api, left: &mut [Left]) {
         assert_eq!(&api.read(read("registers", name)).await.expect("read").value[..], b"value");
         assert_eq!(api.values(read("siblings", name)).await.expect("read").0, ["[1]", "[2]"]);
         let resolved = api.read(read("resolved", name)).await.expect("read");
-        assert!(resolved.resolved_by.starts_with("set-union"), "{resolved:?}");
+        assert!(resolved.resolved_by.starts_with("released-0-1"), "{resolved:?}");
         for (tenant, value) in [("registers", "value"), ("siblings", "[1]"), ("resolved", "[2]")] {
             assert!(api.write(named(name, tenant, value)).await.expect("answered").is_duplicate, "{name} {tenant}");
         }

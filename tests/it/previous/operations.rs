@@ -9,7 +9,7 @@ use witan_wire::v1::session_request::Operation;
 use witan_wire::v1::session_response::Result as Outcome;
 
 use super::repair;
-use crate::harness::{Api, Company, Plugins, Refusal, Version, delete, eventually, node_client, read, write};
+use crate::harness::{Api, Company, Guest, Plugins, Refusal, Version, delete, eventually, node_client, read, write};
 
 /// Two coordinators, or one twice.
 struct Pair {
@@ -251,14 +251,15 @@ async fn a_plugin(pair: &Pair, [first, second]: &[Plugins; 2]) {
             .await;
         }
     };
-    let union = first.upload("set-union").await;
-    second.bind(&tenant, hook, &union).await.expect("known there at once");
-    resolved("set-union").await;
-    let cart = second.upload("shopping-cart").await;
-    first.bind(&tenant, hook, &cart).await.expect("bound");
-    resolved("shopping-cart").await;
+    // Of the released version of the interface, which is the only one that the previous version knows.
+    let greatest = first.upload("released-0-1").await;
+    second.bind(&tenant, hook, &greatest).await.expect("known there at once");
+    resolved("released-0-1").await;
+    let keeps = second.send(Guest::resolver("keeps-all").build()).await.expect("uploaded").digest;
+    first.bind(&tenant, hook, &keeps).await.expect("bound");
+    resolved("keeps-all").await;
     second.roll_back(&tenant, hook).await.expect("rolled back");
-    resolved("set-union").await;
+    resolved("released-0-1").await;
 }
 
 /// A node of `version` misses writes, comes back, and is repaired: half of the ring by one coordinator, and the rest by the other, from
