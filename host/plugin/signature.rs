@@ -174,9 +174,11 @@ pub fn public_key(private: &[u8; 32]) -> [u8; 32] {
     PrivateKey::from_bytes(private).verifying_key().to_bytes()
 }
 
-/// Whether a public key may verify signatures: a point of the curve, and not one of the few under which almost anything is signed.
+/// Whether a public key may verify signatures: a point of the curve in its only spelling, and not one of the few under which almost
+/// anything is signed.
 pub fn is_public_key(public: &[u8; 32]) -> bool {
-    VerifyingKey::from_bytes(public).is_ok_and(|key| !key.is_weak())
+    let is_canonical = |key: &VerifyingKey| key.to_edwards().compress().as_bytes() == public;
+    VerifyingKey::from_bytes(public).is_ok_and(|key| !key.is_weak() && is_canonical(&key))
 }
 
 /// Checks that an artifact is signed by one of these keys of its owner. Returns the key's id.

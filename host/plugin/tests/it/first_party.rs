@@ -138,7 +138,8 @@ async fn no_value_makes_a_resolver_fail() {
         _ = resolve_bytes(&world, vec![Bytes::from(vec![b'a'; 9 << 20]), Bytes::from(vec![b'['; 9 << 20])]).await;
         let counts = world.host.counts();
         let (_, counts) = counts.iter().find(|(hook, _)| *hook == Hook::ConflictResolver).unwrap();
-        assert_eq!((counts.calls, counts.faults), (4, 0), "{plugin}");
+        // The first question is put to another instance as well.
+        assert_eq!((counts.calls - counts.repeated, counts.faults), (4, 0), "{plugin}");
         println!("{plugin}: {} us for the slowest four", counts.nanos / 1000);
     }
 }
