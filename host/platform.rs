@@ -395,7 +395,7 @@ fn binding(bound: &Binding) -> v1::Binding {
         calls: bound.counts.calls,
         remembered: bound.counts.remembered,
         faults: bound.counts.faults,
-        candidate: bound.candidate.as_ref().map(candidates::candidate),
+        candidate: bound.candidate.as_ref().map(candidates::candidate).map(Box::new),
         breaker_open: bound.breakers.tenants > 0,
         broken: bound.broken.clone().unwrap_or_default(),
         breakers_open: u32::try_from(bound.breakers.tenants).unwrap_or(u32::MAX),

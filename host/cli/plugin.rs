@@ -507,7 +507,7 @@ fn event_text(event: &PluginEvent) -> String {
 fn binding_json(binding: &Binding) -> Value {
     let configuration = output::value_fields(&binding.configuration);
     json!({
-        "candidate": binding.candidate.as_ref().map(candidates::json),
+        "candidate": binding.candidate.as_deref().map(candidates::json),
         "tenant_id": binding.tenant_id,
         "hook": binding.hook,
         "digest": binding.digest,

@@ -31,6 +31,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // Every client and every server decodes with the codec that weighs a message first.
     let codec = "crate::codec::WeighingCodec";
-    tonic_prost_build::configure().bytes(".").codec_path(codec).compile_fds(descriptors)?;
+    let boxed = |builder: tonic_prost_build::Builder, path: &&str| builder.boxed(format!("{}.{path}", shapes::PACKAGE));
+    let builder = shapes::BOXED.iter().fold(tonic_prost_build::configure(), boxed);
+    builder.bytes(".").codec_path(codec).compile_fds(descriptors)?;
     Ok(())
 }

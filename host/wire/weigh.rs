@@ -60,6 +60,8 @@ enum Content {
     Text,
     Blob,
     Message(&'static Shape),
+    /// A message on the heap.
+    Boxed(&'static Shape),
 }
 
 /// A repeated field.
@@ -290,6 +292,11 @@ impl Pass<'_> {
                 self.charge(length)
             }
             Content::Message(inner) => self.message(inner, self.rest.len() - length, level + 1),
+            // As if one that comes again had room of its own.
+            Content::Boxed(inner) => {
+                self.charge(inner.size)?;
+                self.message(inner, self.rest.len() - length, level + 1)
+            }
             Content::Number(_) => Ok(()),
         }
     }

@@ -126,7 +126,7 @@ pub(super) async fn discard(global: &Global, Tried { of, reason }: Tried) -> any
 
 /// What is tried, after the binding that it is tried beside; "": nothing.
 pub(super) fn beside(response: &BindPluginResponse) -> String {
-    let Some(candidate) = response.binding.as_ref().and_then(|binding| binding.candidate.as_ref()) else {
+    let Some(candidate) = response.binding.as_ref().and_then(|binding| binding.candidate.as_deref()) else {
         return String::new();
     };
     format!("; {}", described(candidate))
@@ -204,7 +204,7 @@ fn report_text(report: &GetBindingReportResponse) -> Vec<String> {
     if let (Some(binding), Some(counts)) = (&report.binding, &report.active) {
         lines.push(format!("in force: {}, {}", plugin_of(binding), counts_text(counts)));
     }
-    let candidate = report.binding.as_ref().and_then(|binding| binding.candidate.as_ref());
+    let candidate = report.binding.as_ref().and_then(|binding| binding.candidate.as_deref());
     if let (Some(candidate), Some(seen)) = (candidate, &report.candidate) {
         lines.extend([described(candidate), format!("  {}", seen_text(seen))]);
         for NotAsking { coordinator, reason } in &seen.missing {

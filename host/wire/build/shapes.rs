@@ -10,7 +10,7 @@ use std::fmt::Write;
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 
-const PACKAGE: &str = "witan.v1";
+pub(crate) const PACKAGE: &str = "witan.v1";
 
 /// Repeated fields whose number of items is bounded, and the constants that say how many there may be.
 const BOUNDS: [(&str, &str); 4] = [
@@ -19,6 +19,9 @@ const BOUNDS: [(&str, &str); 4] = [
     ("AnswerBatch.answers", "crate::frame::BATCH_ITEMS"),
     ("ClearRangeRequest.ranges", "crate::range::CLEARED_TOKENS"),
 ];
+
+/// Messages that are kept on the heap, since they are large and rarely there: they would make each item of a list as large.
+pub(crate) const BOXED: [&str; 1] = ["Binding.candidate"];
 
 type Messages<'a> = BTreeMap<&'a str, &'a DescriptorProto>;
 
@@ -79,7 +82,10 @@ fn shape(code: &mut String, message: &DescriptorProto) -> Result<usize, String> 
     let mut fields = vec!["None".to_owned(); usize::try_from(last).map_err(|error| error.to_string())? + 1];
     let (mut slots, mut bounds) = (0, 0);
     for field in &message.field {
-        let (content, size) = content(field)?;
+        let (mut content, size) = content(field)?;
+        if BOXED.contains(&&*format!("{name}.{}", field.name())) {
+            content = content.replace("Content::Message", "Content::Boxed");
+        }
         let many = if field.label() == Label::Repeated {
             let path = format!("{name}.{}", field.name());
             let bound = BOUNDS.iter().find(|(bounded, _)| *bounded == path).map(|(_, bound)| *bound);
