@@ -69,7 +69,7 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
         signatures: Signatures::default(),
     };
     let host = PluginHost::start(settings, Arc::new(MemoryPlugins::default()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let tenant = TenantId::new("tenant")?;
     let mut results = vec![("hooks of a tenant, nothing bound", nanos(|| _ = black_box(host.hooks(&tenant))))];
     for (hook, name) in [
