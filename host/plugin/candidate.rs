@@ -1,6 +1,7 @@
 //! A candidate in memory: what this coordinator has seen of it, and whether it is still asked here.
 
 use std::collections::VecDeque;
+use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use witan_kernel::sync::lock;
 
 use crate::binding::CandidateRecord;
 use crate::fault::shorten;
+use crate::limit;
 use crate::metrics::Unanswered;
 use crate::tenant::ActiveBinding;
 
@@ -218,8 +220,23 @@ pub(crate) fn timed<T>(call: impl FnOnce() -> T) -> (T, Duration) {
 pub(crate) fn shown<T: std::fmt::Debug>(asked: &Asked<T>) -> String {
     match asked {
         Asked::Unbound => "native".to_owned(),
-        Asked::Answered { answer, .. } => shorten(&format!("{answer:?}")),
+        Asked::Answered { answer, .. } => {
+            let mut short = Short(String::new());
+            // It fails once there is enough of it.
+            _ = write!(short, "{answer:?}");
+            shorten(&short.0)
+        }
         Asked::Faulted { reason, .. } => shorten(reason),
+    }
+}
+
+/// The beginning of a text: an answer may be ten megabytes long, and only a few hundred bytes of it are shown.
+struct Short(String);
+
+impl fmt::Write for Short {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.push_str(text);
+        if self.0.len() > limit::TEXT_BYTES { Err(fmt::Error) } else { Ok(()) }
     }
 }
 
@@ -325,6 +342,24 @@ mod tests {
         let watch = Watch::default();
         assert_eq!(watch.undetermined(&bounds(), example("a")), Some(Finding::Undetermined));
         assert_eq!(watch.total().1, [example("a")]);
+    }
+
+    #[test]
+    fn only_the_beginning_of_a_long_answer_is_written_down() {
+        /// Counts the pieces that are asked of it.
+        struct Long<'a>(&'a AtomicU64);
+        impl fmt::Debug for Long<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                (0..1 << 20).try_for_each(|_| {
+                    self.0.fetch_add(1, Relaxed);
+                    f.write_str("x")
+                })
+            }
+        }
+        let pieces = AtomicU64::new(0);
+        let asked = Asked::Answered { answer: Long(&pieces), by: "a plugin".into() };
+        assert_eq!(shown(&asked), "x".repeat(limit::TEXT_BYTES));
+        assert_eq!(pieces.load(Relaxed), limit::TEXT_BYTES as u64 + 1);
     }
 
     #[test]

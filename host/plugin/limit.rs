@@ -46,6 +46,9 @@ pub const RESOLVER_QUEUE: usize = 1024;
 pub const SHADOW_SHARE: u32 = 100;
 /// Questions that wait for the thread of shadows: more are not asked.
 pub const SHADOW_QUEUE: usize = 64;
+/// Most bytes of the siblings in a question that a shadow is asked, so that what waits for its thread, after the reads have been answered
+/// and their share of the memory is free again, has 64 MiB at most.
+pub const SHADOW_BYTES: usize = 1 << 20;
 /// Most bytes of the siblings in one tenant's questions that wait or are being answered: those of the two largest records.
 pub const RESOLVER_TENANT_BYTES: usize = 2 * RECORD_BYTES;
 /// The same for all tenants together: four that take all they may leave nothing, and the next question keeps all siblings.

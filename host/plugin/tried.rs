@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use witan_kernel::candidate::{Finding, Mode};
 use witan_kernel::hook::{Asked, PolicyAnswer, PolicyQuestion, ReadReplica, ResolverQuestion, Verdict};
 use witan_kernel::name::{Key, Zone};
 
 use crate::candidate::{Candidate, Example, Outcome, hash, is_asked_twice, shown, timed};
 use crate::event::EventKind;
+use crate::limit;
 use crate::pool::Pool;
 use crate::tenant::TenantBinding;
 
@@ -96,10 +98,15 @@ impl Tried {
     pub(crate) fn shadow_resolve(
         self: &Arc<Self>,
         shadows: &Pool,
-        question: ResolverQuestion,
+        mut question: ResolverQuestion,
         in_force: &Asked<Verdict>,
     ) {
-        let Some(number) = self.samples() else { return };
+        let bytes: usize = question.siblings.iter().map(|sibling| sibling.value.len()).sum();
+        let Some(number) = self.samples().filter(|_| bytes <= limit::SHADOW_BYTES) else { return };
+        // A slice would keep all of the nodes' answer in memory.
+        for sibling in &mut question.siblings {
+            sibling.value = Bytes::copy_from_slice(&sibling.value);
+        }
         let (key, siblings) = (question.key.clone(), question.siblings.clone());
         let ask = move |tried: &Self| tried.binding.resolve(&question);
         let value = move |verdict: &Verdict| match verdict {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use witan_kernel::candidate::{Bounds, Mode};
-use witan_kernel::hook::{Asked, Hook, Hooks, PolicyAnswer};
+use witan_kernel::hook::{Asked, Hook, Hooks, PolicyAnswer, ResolverQuestion, Sibling};
 use witan_kernel::name::Key;
 use witan_memory::MemoryPlugins;
 use witan_plugin::event::EventKind;
@@ -195,4 +195,47 @@ async fn a_candidate_that_cannot_be_tried_changes_nothing() {
     assert_eq!(required(&ask(&*world.hooks("a"), &key(1), 1)), 1);
     assert_eq!(world.story().await, story(&[("bound", "active")]));
     assert_eq!(world.host.bindings()[0].candidate, None);
+}
+
+/// What waits for the shadow keeps the siblings in memory after the reads have been answered.
+#[tokio::test]
+async fn a_shadow_is_not_asked_about_more_than_a_megabyte() {
+    let world = World::new();
+    // With four mebibytes of memory.
+    let roomy = |name: &str| Guest::resolver(name).with(|guest| guest.pages = 64).build();
+    world.put("a", Hook::ConflictResolver, &roomy("one")).await.unwrap();
+    let plugin = Reference::Digest(world.stage(&roomy("other")).await.unwrap());
+    let bind = BindRequest {
+        tenant: Some(tenant("a")),
+        hook: Hook::ConflictResolver,
+        plugin,
+        configuration: bytes::Bytes::new(),
+        on_fault: OnFault::Native,
+        author: author("tester"),
+    };
+    let (mode, percent) = (Mode::Shadow, Some(100));
+    let request = TryRequest { bind, mode, percent, bounds: bounds(), promote_after_s: None };
+    world.host.try_beside(request).await.unwrap();
+    let ask = async |bytes: usize| {
+        let sibling = |time| Sibling { value: vec![b'x'; bytes].into(), time };
+        let question = ResolverQuestion { key: key(1), siblings: vec![sibling(1), sibling(2)] };
+        let asked = world.hooks("a").resolve(question).await;
+        assert!(matches!(asked, Asked::Answered { .. }), "{asked:?}");
+    };
+    for bytes in [600_000, 600_000, 600_000, 400_000] {
+        ask(bytes).await;
+    }
+    let seen = async {
+        loop {
+            let view = world.host.report(Some(tenant("a")), Hook::ConflictResolver).await.unwrap();
+            let seen = view.candidate.unwrap().total;
+            if seen.compared > 0 {
+                return seen;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // Its one thread takes them in order: those before would have been counted.
+    let seen = tokio::time::timeout(LONG, seen).await.expect("the last one is asked");
+    assert_eq!((seen.asked(), seen.compared, seen.differing), (1, 1, 0), "{seen:?}");
 }
