@@ -10,6 +10,8 @@
 
 mod latencies;
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use crate::name::Invalid;
 
 pub use latencies::{AtomicLatencies, Latencies};
@@ -312,14 +314,14 @@ impl Trial {
         Ok(self)
     }
 
-    /// Whether a canary answers for a key with this (well mixed) hash.
-    pub fn answers_for(&self, hash: u64) -> bool {
-        self.mode == Mode::Canary && hash % 100 < u64::from(self.percent)
+    /// Whether a canary answers for a key: by its hash (XXH3), the same at every coordinator and in every version.
+    pub fn answers_for(&self, key: &[u8]) -> bool {
+        self.mode == Mode::Canary && xxh3_64(key) % 100 < u64::from(self.percent)
     }
 
-    /// Whether a shadow is asked the question with this (well mixed) number.
+    /// Whether a shadow is asked the question with this number. Hashed, so that questions which are sampled have nothing in common.
     pub fn is_sampled(&self, number: u64) -> bool {
-        self.mode == Mode::Shadow && number % 100 < u64::from(self.percent)
+        self.mode == Mode::Shadow && xxh3_64(&number.to_le_bytes()) % 100 < u64::from(self.percent)
     }
 
     /// What is due at `now_ms`, when all coordinators together have seen this within the last window.

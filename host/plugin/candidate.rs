@@ -22,7 +22,7 @@ use crate::tenant::ActiveBinding;
 pub const EXAMPLES: usize = 16;
 /// Most bytes of a candidate's examples together.
 pub const EXAMPLES_BYTES: usize = 64 << 10;
-/// Of how many questions that a shadow is asked, one is put to it twice.
+/// Of this many questions that a shadow is asked, one is put to it twice.
 const TWICE: u64 = 8;
 
 /// A question on which a candidate has answered differently, or not at all. It may hold values of the tenant.
@@ -72,6 +72,8 @@ pub(crate) struct Watch {
     tripped: AtomicBool,
     /// Questions that a shadow might have been asked.
     questions: AtomicU64,
+    /// Those that it was asked.
+    asked: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -98,9 +100,14 @@ impl Watch {
         self.tripped.load(Relaxed)
     }
 
-    /// A number for each question, well mixed, so that those which are sampled have nothing in common.
+    /// A number for each question.
     pub(crate) fn question(&self) -> u64 {
-        mixed(self.questions.fetch_add(1, Relaxed))
+        self.questions.fetch_add(1, Relaxed)
+    }
+
+    /// Whether the next question to a shadow is put twice.
+    pub(crate) fn is_put_twice(&self) -> bool {
+        self.asked.fetch_add(1, Relaxed).is_multiple_of(TWICE)
     }
 
     /// Counts a question. What is seen to exceed the bounds is not asked here any longer.
@@ -186,27 +193,6 @@ impl Watch {
         let state = lock(&self.state);
         (state.total.clone(), state.examples.clone())
     }
-}
-
-/// Whether this question to a shadow is put twice.
-pub(crate) fn is_asked_twice(question: u64) -> bool {
-    (question >> 32).is_multiple_of(TWICE)
-}
-
-/// The hash of a key by which a canary is asked, the same on every coordinator and in every version.
-pub(crate) fn hash(key: &Key) -> u64 {
-    mixed(key.bytes().iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        // FNV-1a, 64 bits.
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    }))
-}
-
-/// The finalizer of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
-fn mixed(number: u64) -> u64 {
-    let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }
 
 /// Measures a call.
@@ -383,11 +369,5 @@ mod tests {
         let report = Report::of(&seen, String::new());
         assert_eq!(Report::decode(&report.encode()).seen(), seen);
         assert_eq!(Report::decode("of a newer program"), Report::default());
-    }
-
-    #[test]
-    fn every_coordinator_has_the_same_canary_keys() {
-        // Golden: programs of several versions serve one cluster.
-        assert_eq!(hash(&Key::new("user:1").unwrap()), 0xb1cb_d658_59d0_0aff);
     }
 }

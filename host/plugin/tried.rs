@@ -8,7 +8,7 @@ use witan_kernel::candidate::{Finding, Mode};
 use witan_kernel::hook::{Asked, PolicyAnswer, PolicyQuestion, ReadReplica, ResolverQuestion, Verdict};
 use witan_kernel::name::{Key, Zone};
 
-use crate::candidate::{Candidate, Example, Outcome, hash, is_asked_twice, shown, timed};
+use crate::candidate::{Candidate, Example, Outcome, shown, timed};
 use crate::event::EventKind;
 use crate::limit;
 use crate::pool::Pool;
@@ -23,17 +23,16 @@ pub(crate) struct Tried {
 impl Tried {
     /// Whether a canary answers for this key here.
     pub(crate) fn answers_for(&self, key: &Key) -> bool {
-        self.candidate.record.trial.answers_for(hash(key)) && self.candidate.is_asked()
+        self.candidate.record.trial.answers_for(key.bytes()) && self.candidate.is_asked()
     }
 
-    /// The number of a question that a shadow is asked.
-    fn samples(&self) -> Option<u64> {
+    /// Whether a shadow is asked the next question.
+    fn samples(&self) -> bool {
         let Candidate { record, watch, .. } = &*self.candidate;
         if record.trial.mode != Mode::Shadow || !self.candidate.is_asked() {
-            return None;
+            return false;
         }
-        let question = watch.question();
-        record.trial.is_sampled(question).then_some(question)
+        record.trial.is_sampled(watch.question())
     }
 
     /// A canary's answer; `None`: the version in force is asked.
@@ -72,10 +71,12 @@ impl Tried {
         question: &PolicyQuestion<'_>,
         in_force: &Asked<PolicyAnswer>,
     ) {
-        let Some(number) = self.samples() else { return };
+        if !self.samples() {
+            return;
+        }
         let question = question.kept();
         let ask = move |tried: &Self| tried.binding.decide(&question.question());
-        self.shadow(shadows, number, key, in_force.clone(), ask, |one, other| one == other);
+        self.shadow(shadows, key, in_force.clone(), ask, |one, other| one == other);
     }
 
     /// The same, of the order of replicas.
@@ -86,12 +87,14 @@ impl Tried {
         (replicas, zone): (&[ReadReplica], Option<&Zone>),
         in_force: &Asked<Vec<u8>>,
     ) {
-        let Some(number) = self.samples() else { return };
+        if !self.samples() {
+            return;
+        }
         let (asked_for, replicas, zone) = (key.clone(), replicas.to_vec(), zone.cloned());
         let ask = move |tried: &Self| {
             tried.binding.ask(|instance| instance.prefer(asked_for.bytes(), &replicas, zone.as_ref()))
         };
-        self.shadow(shadows, number, key, in_force.clone(), ask, |one, other| one == other);
+        self.shadow(shadows, key, in_force.clone(), ask, |one, other| one == other);
     }
 
     /// The same, of a verdict.
@@ -102,7 +105,9 @@ impl Tried {
         in_force: &Asked<Verdict>,
     ) {
         let bytes: usize = question.siblings.iter().map(|sibling| sibling.value.len()).sum();
-        let Some(number) = self.samples().filter(|_| bytes <= limit::SHADOW_BYTES) else { return };
+        if bytes > limit::SHADOW_BYTES || !self.samples() {
+            return;
+        }
         // A slice would keep all of the nodes' answer in memory.
         for sibling in &mut question.siblings {
             sibling.value = Bytes::copy_from_slice(&sibling.value);
@@ -114,7 +119,7 @@ impl Tried {
             Verdict::Merged(value) => Some(value.clone()),
             Verdict::KeepAll => None,
         };
-        self.shadow(shadows, number, &key, in_force.clone(), ask, move |one, other| value(one) == value(other));
+        self.shadow(shadows, &key, in_force.clone(), ask, move |one, other| value(one) == value(other));
     }
 
     /// Puts a question to the candidate on the thread of shadows, and compares. Where there is no room and no CPU time left for shadows, it
@@ -122,7 +127,6 @@ impl Tried {
     fn shadow<T: std::fmt::Debug + Send + 'static>(
         self: &Arc<Self>,
         shadows: &Pool,
-        number: u64,
         key: &Key,
         in_force: Asked<T>,
         ask: impl Fn(&Self) -> Asked<T> + Send + 'static,
@@ -149,7 +153,7 @@ impl Tried {
                 let differing = differs.then(|| example(&in_force, &asked));
                 tried.report(tried.candidate.watch.compared(bounds, differing));
             }
-            if is_asked_twice(number) && tried.binding.claims_to_be_determined() {
+            if tried.candidate.watch.is_put_twice() && tried.binding.claims_to_be_determined() {
                 let again = ask(&tried);
                 if differ(&asked, &again) == Some(true) {
                     tried.report(tried.candidate.watch.undetermined(bounds, example(&asked, &again)));
