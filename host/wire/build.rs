@@ -8,7 +8,8 @@ use prost::Message;
 mod shapes;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    // Of this build: the script may have been compiled for another checkout that shares the target folder.
+    let root = Path::new(&std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
     let package = root.join("witan/v1");
     println!("cargo:rerun-if-changed={}", package.display());
     println!("cargo:rerun-if-changed=build.rs");
