@@ -33,6 +33,9 @@ const VALUE: usize = 4096;
 const IN_FLIGHT: u32 = 1024;
 /// The load during a copy is measured in pieces of this length, until the copy has ended.
 const PIECE: Duration = Duration::from_secs(1);
+/// How long the load has lasted when the first copy begins: what is slower than usual is measured against what was before, and the load with
+/// which the keys were stored and the peak was found is not.
+const LEAD: Duration = Duration::from_secs(45);
 /// How long a copy may take, and be cleaned up.
 const PATIENCE: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_millis(50);
@@ -124,6 +127,7 @@ fn measured_at(options: &Options, name: &str, rate: &str) -> anyhow::Result<(f64
     no_failure(&peak)?;
     let peak = peak.throughput();
     let paced = Load { rate: Rate::Open(peak * SHARE), concurrency: IN_FLIGHT, ..served };
+    no_failure(&measure(&Load { until: Until::Elapsed(LEAD), ..paced.clone() })?)?;
     let mut samples = Samples::default();
     for round in 0..options.rounds {
         let paced = Load { seed: u64::from(round) + 1, ..paced.clone() };

@@ -204,6 +204,8 @@ pub enum Fault {
     MissUnclaimed,
     /// A placement change copies nothing once both placements are needed.
     MoveDeltaSkipped,
+    /// A placement change takes a record for level that all replicas have in the same way but those that have nothing.
+    CopyTakesNothingForLevel,
     /// A placement change is content with one source of each range.
     MoveCopyFromOne,
     /// A placement change is content with one replica that has a record.
@@ -256,7 +258,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 123] = [
+    pub const ALL: [Self; 124] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -356,6 +358,7 @@ impl Fault {
         Self::MissEndsEarly,
         Self::MissUnclaimed,
         Self::MoveDeltaSkipped,
+        Self::CopyTakesNothingForLevel,
         Self::MoveCopyFromOne,
         Self::MoveCopyToOne,
         Self::MovePrepareSkipped,

@@ -15,7 +15,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::digest::{Digests, Wanted};
 use crate::name::{Key, NodeId, StoreId, TenantId};
-use crate::record::Encoded;
+use crate::record::{Encoded, Fingerprint};
 use crate::replica::{Place, ReplicaError};
 use crate::space::{SPACE_BYTES, Space};
 
@@ -118,22 +118,30 @@ pub struct Cleared {
 
 /// A page of a walk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Page {
+pub struct Page<T = Encoded> {
     /// The store that has answered.
     pub store: StoreId,
     /// The records, in stored order.
-    pub found: Vec<Found>,
+    pub found: Vec<Found<T>>,
     /// After which place the next page begins; `None` on the last one. It may lie beyond everything found.
     pub next: Option<Place>,
 }
 
+impl Page {
+    /// The fingerprints of its records.
+    pub fn fingerprints(self) -> Page<Fingerprint> {
+        let of = |Found { place, record }: Found| Found { place, record: record.map(|record| record.fingerprint()) };
+        Page { store: self.store, found: self.found.into_iter().map(of).collect(), next: self.next }
+    }
+}
+
 /// A record on a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct Found<T = Encoded> {
     /// The record's place.
     pub place: Place,
-    /// The record; `None`: the node cannot read it.
-    pub record: Option<Encoded>,
+    /// The record, or what was asked for of it; `None`: the node cannot read it.
+    pub record: Option<T>,
 }
 
 /// One step of a tenant's removal from a node.
@@ -234,6 +242,17 @@ pub trait Ranges: Send + Sync + 'static {
     /// A page of a node's records, whatever its store may be used for. Bounded in time.
     fn scan(&self, node: &NodeId, scan: Scan) -> impl Future<Output = Result<Page, ReplicaError>> + Send;
 
+    /// A page of the fingerprints of a node's whole records, of as many as a page of the records would have. Bounded in time. A node whose
+    /// version knows no fingerprints sends the records.
+    fn fingerprints(
+        &self,
+        node: &NodeId,
+        scan: Scan,
+    ) -> impl Future<Output = Result<Page<Fingerprint>, ReplicaError>> + Send {
+        let scanned = self.scan(node, scan);
+        async { scanned.await.map(Page::fingerprints) }
+    }
+
     /// Whether a node has named [`crate::capability::DIGESTS`] in its last handshake. Cheap.
     fn has_digests(&self, node: &NodeId) -> bool {
         let _ = node;
@@ -281,6 +300,14 @@ impl<T: Ranges> Ranges for std::sync::Arc<T> {
 
     fn scan(&self, node: &NodeId, scan: Scan) -> impl Future<Output = Result<Page, ReplicaError>> + Send {
         (**self).scan(node, scan)
+    }
+
+    fn fingerprints(
+        &self,
+        node: &NodeId,
+        scan: Scan,
+    ) -> impl Future<Output = Result<Page<Fingerprint>, ReplicaError>> + Send {
+        (**self).fingerprints(node, scan)
     }
 
     fn has_digests(&self, node: &NodeId) -> bool {

@@ -9,6 +9,7 @@ use witan_kernel::digest::{Digests, Wanted};
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::Replicas;
 use witan_kernel::port::{Clock, StorageNode};
+use witan_kernel::record::Fingerprint;
 use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::scan::{Clear, Cleared, Dropped, Page, Ranges, Scan, Standing};
 use witan_kernel::space::Space;
@@ -17,7 +18,7 @@ use witan_wire::Malformed;
 use witan_wire::digest::{digested_from_wire, digests_to_wire};
 use witan_wire::range::{
     PAGE_MESSAGE_BYTES, clear_to_wire, cleared_from_wire, drop_to_wire, dropped_from_wire, fence_to_wire,
-    fenced_from_wire, page_from_wire, scan_to_wire,
+    fenced_from_wire, fingerprint_page_from_wire, fingerprints_to_wire, page_from_wire, scan_to_wire,
 };
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 
@@ -101,6 +102,13 @@ impl<C: Clock, N: Connect> Ranges for Lanes<C, N> {
         let request = scan_to_wire(node, scan);
         let page = self.scan_call(node, async |mut client: Client| client.scan_range(request).await).await?;
         page_from_wire(page.into_inner()).map_err(|error| malformed(&error))
+    }
+
+    async fn fingerprints(&self, node: &NodeId, scan: Scan) -> Result<Page<Fingerprint>, ReplicaError> {
+        self.knows(node, scan.space.as_ref())?;
+        let request = fingerprints_to_wire(node, scan);
+        let page = self.scan_call(node, async |mut client: Client| client.scan_range(request).await).await?;
+        fingerprint_page_from_wire(page.into_inner()).map_err(|error| malformed(&error))
     }
 
     fn has_digests(&self, node: &NodeId) -> bool {

@@ -1,4 +1,4 @@
-//! What the latency of a node usually is.
+//! What the latency of a node usually is, which copies are measured against.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -7,8 +7,10 @@ use witan_kernel::sync::lock;
 
 /// Seconds that are remembered: ten minutes.
 const SECONDS: usize = 600;
+/// The last of them, in which a load may have ended that is not usual any longer.
+const LAST: usize = 60;
 /// Seconds without which nothing is usual.
-const ENOUGH: usize = 60;
+const ENOUGH: usize = 20;
 /// One second, in microseconds.
 const SECOND: u64 = Duration::from_secs(1).as_micros() as u64;
 
@@ -41,15 +43,24 @@ impl Usual {
         seconds.next = (oldest + 1) % SECONDS;
     }
 
-    /// Their median, in microseconds; `None` if the node was asked too seldom.
+    /// Their median, or that of the last minute if it is less, in microseconds; `None` if the node was asked too seldom. What clients have
+    /// had for a minute is what they notice the loss of, also after busier minutes.
     pub(super) fn median(&self) -> Option<u32> {
-        let mut all = lock(&self.0).p99_us.clone();
+        let seconds = lock(&self.0);
+        let mut all = seconds.p99_us.clone();
+        all.rotate_left(seconds.next);
+        drop(seconds);
         if all.len() < ENOUGH {
             return None;
         }
-        let middle = all.len() / 2;
-        Some(*all.select_nth_unstable(middle).1)
+        let last = median(&mut all[all.len().saturating_sub(LAST)..].to_vec());
+        Some(last.min(median(&mut all)))
     }
+}
+
+fn median(of: &mut [u32]) -> u32 {
+    let middle = of.len() / 2;
+    *of.select_nth_unstable(middle).1
 }
 
 #[cfg(test)]
@@ -66,9 +77,15 @@ mod tests {
         assert_eq!(usual.median(), None, "one in each second");
         note(ENOUGH as u64, 100);
         assert_eq!(usual.median(), Some(100));
-        (61..=361).for_each(|second| note(second, 300));
+        (21..=361).for_each(|second| note(second, 300));
         assert_eq!(usual.median(), Some(300));
-        (362..=1000).for_each(|second| note(second, 200));
+        (362..=390).for_each(|second| note(second, 200));
+        assert_eq!(usual.median(), Some(300), "half a minute is not usual");
+        (391..=394).for_each(|second| note(second, 200));
+        assert_eq!(usual.median(), Some(200), "more than half of the last minute is");
+        (395..=480).for_each(|second| note(second, 900));
+        assert_eq!(usual.median(), Some(300), "a minute that was slower is not");
+        (481..=1200).for_each(|second| note(second, 200));
         assert_eq!(usual.median(), Some(200), "what is older is forgotten");
     }
 }

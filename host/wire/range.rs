@@ -5,7 +5,7 @@ use bytes::Bytes;
 use witan_kernel::limit;
 use witan_kernel::name::{Key, NodeId, StoreId, TenantId};
 use witan_kernel::placement::Tokens;
-use witan_kernel::record::Encoded;
+use witan_kernel::record::{Encoded, Fingerprint};
 use witan_kernel::replica::Place;
 use witan_kernel::scan::{
     CLEARED_RANGES, Clear, Cleared, Dropped, Found, PAGE_BYTES, PAGE_RECORDS, Page, Purpose, Scan,
@@ -63,7 +63,13 @@ pub fn scan_to_wire(node: &NodeId, scan: Scan) -> ScanRangeRequest {
         page_bytes: scan.bytes,
         node_id: node.as_str().to_owned(),
         epoch: scan.epoch,
+        fingerprints: false,
     }
+}
+
+/// Encodes a request for a page of the fingerprints of such records.
+pub fn fingerprints_to_wire(node: &NodeId, scan: Scan) -> ScanRangeRequest {
+    ScanRangeRequest { fingerprints: true, ..scan_to_wire(node, scan) }
 }
 
 /// Decodes a request for a page. The size that it asks for is reduced to the largest allowed.
@@ -92,9 +98,21 @@ pub fn scan_from_wire(wire: ScanRangeRequest) -> Result<Scan, Malformed> {
 
 /// Encodes a page.
 pub fn page_to_wire(page: Page) -> ScanRangeResponse {
-    let record = |found: Found| StoredRecord {
-        position: Some(position_to_wire(found.place)),
-        record: found.record.map(|record| record.0),
+    to_wire(page, |record, stored| stored.record = Some(record.0))
+}
+
+/// Encodes a page of fingerprints.
+pub fn fingerprint_page_to_wire(page: Page<Fingerprint>) -> ScanRangeResponse {
+    to_wire(page, |fingerprint, stored| stored.fingerprint = Some(Bytes::copy_from_slice(&fingerprint.0)))
+}
+
+fn to_wire<T>(page: Page<T>, set: impl Fn(T, &mut StoredRecord)) -> ScanRangeResponse {
+    let record = |found: Found<T>| {
+        let mut stored = StoredRecord { position: Some(position_to_wire(found.place)), ..StoredRecord::default() };
+        if let Some(record) = found.record {
+            set(record, &mut stored);
+        }
+        stored
     };
     ScanRangeResponse {
         store_id: Bytes::copy_from_slice(&page.store.0),
@@ -105,9 +123,27 @@ pub fn page_to_wire(page: Page) -> ScanRangeResponse {
 
 /// Decodes a page. Records are not verified; decoding them does that.
 pub fn page_from_wire(wire: ScanRangeResponse) -> Result<Page, Malformed> {
+    from_wire(wire, |record, _| Ok(record.map(Encoded)))
+}
+
+/// Decodes a page of fingerprints. Of records, which nodes send that do not know fingerprints, they are computed.
+pub fn fingerprint_page_from_wire(wire: ScanRangeResponse) -> Result<Page<Fingerprint>, Malformed> {
+    from_wire(wire, |record, fingerprint| match fingerprint {
+        Some(bytes) => Fingerprint::from_slice(&bytes)
+            .map(Some)
+            .ok_or_else(|| Malformed::new("records.fingerprint", format!("has {} bytes instead of 16", bytes.len()))),
+        None => Ok(record.map(|record| Encoded(record).fingerprint())),
+    })
+}
+
+fn from_wire<T>(
+    wire: ScanRangeResponse,
+    get: impl Fn(Option<Bytes>, Option<Bytes>) -> Result<Option<T>, Malformed>,
+) -> Result<Page<T>, Malformed> {
     let found = |stored: StoredRecord| {
         let position = stored.position.ok_or_else(|| Malformed::new("records.position", "is missing"))?;
-        Ok(Found { place: position_from_wire("records.position", position)?, record: stored.record.map(Encoded) })
+        let place = position_from_wire("records.position", position)?;
+        Ok(Found { place, record: get(stored.record, stored.fingerprint)? })
     };
     Ok(Page {
         store: StoreId::from_slice(&wire.store_id)
@@ -284,7 +320,21 @@ mod tests {
             next: Some(place(u64::MAX, "t", "")),
         };
         let bytes = page_to_wire(page.clone()).encode_to_vec();
-        assert_eq!(page_from_wire(ScanRangeResponse::decode(Bytes::from(bytes)).unwrap()), Ok(page));
+        assert_eq!(page_from_wire(ScanRangeResponse::decode(Bytes::from(bytes)).unwrap()), Ok(page.clone()));
+        let scan = Scan::between(0, 9);
+        assert_eq!(
+            fingerprints_to_wire(&node, scan.clone()),
+            ScanRangeRequest { fingerprints: true, ..scan_to_wire(&node, scan) }
+        );
+        let fingerprints = page.clone().fingerprints();
+        let bytes = fingerprint_page_to_wire(fingerprints.clone()).encode_to_vec();
+        let decoded = ScanRangeResponse::decode(Bytes::from(bytes)).unwrap();
+        assert!(decoded.records.iter().all(|stored| stored.record.is_none()));
+        assert_eq!(fingerprint_page_from_wire(decoded.clone()), Ok(fingerprints.clone()));
+        assert_eq!(fingerprint_page_from_wire(page_to_wire(page)), Ok(fingerprints), "of a node of before");
+        let mut short = decoded;
+        short.records[0].fingerprint = Some(Bytes::from_static(b"short"));
+        assert_eq!(fingerprint_page_from_wire(short).unwrap_err().field, "records.fingerprint");
         let dropped = Dropped { records: 7, next: Some(place(3, "t", "k")) };
         assert_eq!(dropped_from_wire(dropped_to_wire(dropped.clone())), Ok(dropped));
     }

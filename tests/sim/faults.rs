@@ -175,6 +175,7 @@ fn best_scenario(fault: Fault) -> &'static str {
         | Fault::LeaveIgnoresEntry
         | Fault::MoveNewInForceEarly
         | Fault::MoveDeltaSkipped
+        | Fault::CopyTakesNothingForLevel
         | Fault::MoveCopyFromOne
         | Fault::MoveCopyToOne
         | Fault::MovePrepareSkipped

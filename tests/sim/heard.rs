@@ -314,6 +314,10 @@ impl Ranges for Heard {
         self.lanes.scan(node, scan).await
     }
 
+    async fn fingerprints(&self, node: &NodeId, scan: Scan) -> Result<Page<Fingerprint>, ReplicaError> {
+        self.lanes.fingerprints(node, scan).await
+    }
+
     fn has_digests(&self, node: &NodeId) -> bool {
         self.lanes.has_digests(node)
     }

@@ -30,7 +30,8 @@ pub fn is_slow(usual: u32, now: u32) -> bool {
     u64::from(now) * 2 > u64::from(usual) * 3 && now > usual.saturating_add(FELT)
 }
 
-/// The rate of copies: halved each second while a node is slow, raised by an eighth of what is allowed each second while none is.
+/// The rate of copies: halved each second while a node is slow, raised by a quarter each second while none is, so that it stays close to what
+/// the nodes bear, however much less that is than what is allowed.
 #[derive(Debug, Clone, Default)]
 pub struct Throttle {
     /// Bytes per second; `None`: as many as are allowed.
@@ -49,7 +50,7 @@ impl Throttle {
         if now >= self.looked.saturating_add(EVERY) || self.looked == 0 {
             self.looked = now.max(1);
             let rate = self.lowered.map_or(allowed, |rate| rate.min(allowed));
-            let next = if is_slow() { (rate / 2).max(LEAST.min(allowed)) } else { rate + allowed.div_ceil(8) };
+            let next = if is_slow() { (rate / 2).max(LEAST.min(allowed)) } else { rate + (rate / 4).max(LEAST / 4) };
             self.lowered = (next < allowed).then_some(next);
         }
         self.lowered.map_or(allowed, |rate| rate.min(allowed))
@@ -78,15 +79,16 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_falls_by_halves_and_rises_by_eighths() {
+    fn the_rate_falls_by_halves_and_rises_by_quarters() {
         let (mut throttle, allowed) = (Throttle::default(), 32 * LEAST);
         let mut rates = Vec::new();
-        for second in 1..=18 {
+        for second in 1..=24 {
             let rate = throttle.rate(second * SECOND, allowed, || second <= 7);
             assert_eq!(throttle.rate(second * SECOND + SECOND / 2, allowed, || panic!("once a second")), rate);
-            rates.push(rate / LEAST);
+            rates.push(rate * 10 / LEAST);
         }
-        assert_eq!(rates, [16, 8, 4, 2, 1, 1, 1, 5, 9, 13, 17, 21, 25, 29, 32, 32, 32, 32]);
+        assert_eq!(rates[..7], [160, 80, 40, 20, 10, 10, 10]);
+        assert_eq!(rates[7..], [12, 15, 19, 24, 30, 38, 47, 59, 74, 93, 116, 145, 181, 227, 284, 320, 320]);
     }
 
     #[test]

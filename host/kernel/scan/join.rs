@@ -9,32 +9,32 @@ use crate::replica::Place;
 
 /// What one replica holds of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Held {
+pub enum Held<T = Encoded> {
     /// No record.
     Nothing,
-    /// This record.
-    Record(Encoded),
+    /// This record, or what was asked for of it.
+    Record(T),
     /// A record that the replica cannot read.
     Damaged,
 }
 
 /// A key, and what each replica holds of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Joined {
+pub struct Joined<T = Encoded> {
     /// The key's place.
     pub place: Place,
     /// For each replica that has not failed: its index and what it holds.
-    pub held: PerReplica<(u8, Held)>,
+    pub held: PerReplica<(u8, Held<T>)>,
 }
 
 /// What comes next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "nearly every step is a key, and is taken apart at once")]
-pub enum Step {
+pub enum Step<T = Encoded> {
     /// Get the next pages of these replicas, after [`Join::after`].
     Ask(PerReplica<u8>),
     /// The next key.
-    Key(Joined),
+    Key(Joined<T>),
     /// The end: all keys have come.
     End,
 }
@@ -46,14 +46,14 @@ pub struct Disordered;
 
 /// The joined walks of one range's replicas.
 #[derive(Debug)]
-pub struct Join {
+pub struct Join<T = Encoded> {
     from: u64,
-    walks: PerReplica<Walk>,
+    walks: PerReplica<Walk<T>>,
 }
 
 #[derive(Debug)]
-struct Walk {
-    waiting: VecDeque<Found>,
+struct Walk<T> {
+    waiting: VecDeque<Found<T>>,
     after: Option<Place>,
     pages: Pages,
 }
@@ -68,7 +68,7 @@ enum Pages {
     Failed,
 }
 
-impl Join {
+impl<T> Join<T> {
     /// Walks of `replicas` replicas that begin at a token, and after a place if one is given.
     pub fn new(replicas: u8, from: u64, after: Option<&Place>) -> Self {
         let walk = |_| Walk { waiting: VecDeque::new(), after: after.cloned(), pages: Pages::Open };
@@ -76,10 +76,10 @@ impl Join {
     }
 
     /// What comes next. Every key comes once, in stored order, and pages are asked for only when they are needed for the next key.
-    pub fn step(&mut self) -> Step {
+    pub fn step(&mut self) -> Step<T> {
         let heads = self.walks.iter().filter_map(|walk| walk.waiting.front().map(|found| &found.place));
         let head = heads.min_by(|a, b| stored_order(a, b));
-        let blocks = |walk: &Walk| match (&walk.after, head) {
+        let blocks = |walk: &Walk<T>| match (&walk.after, head) {
             (Some(after), Some(head)) => stored_order(after, head).is_lt(),
             _ => true,
         };
@@ -101,7 +101,7 @@ impl Join {
     }
 
     /// Adds a replica's page.
-    pub fn page(&mut self, replica: u8, found: Vec<Found>, next: Option<Place>) -> Result<(), Disordered> {
+    pub fn page(&mut self, replica: u8, found: Vec<Found<T>>, next: Option<Place>) -> Result<(), Disordered> {
         let walk = &mut self.walks[usize::from(replica)];
         let mut last = walk.after.as_ref();
         for place in found.iter().map(|found| &found.place) {
@@ -145,12 +145,12 @@ impl Join {
     }
 }
 
-impl Walk {
+impl<T> Walk<T> {
     fn is_starved(&self) -> bool {
         self.pages == Pages::Open && self.waiting.is_empty()
     }
 
-    fn take(&mut self, place: &Place) -> Held {
+    fn take(&mut self, place: &Place) -> Held<T> {
         match self.waiting.pop_front_if(|found| found.place == *place) {
             None => Held::Nothing,
             Some(Found { record: Some(record), .. }) => Held::Record(record),

@@ -10,8 +10,8 @@ use witan_kernel::replica::ReplicaError;
 use witan_wire::Malformed;
 use witan_wire::digest::{digested_to_wire, digests_from_wire};
 use witan_wire::range::{
-    clear_from_wire, cleared_to_wire, drop_from_wire, dropped_to_wire, fence_from_wire, fenced_to_wire, page_to_wire,
-    scan_from_wire,
+    clear_from_wire, cleared_to_wire, drop_from_wire, dropped_to_wire, fence_from_wire, fenced_to_wire,
+    fingerprint_page_to_wire, page_to_wire, scan_from_wire,
 };
 use witan_wire::v1::{
     ClearRangeRequest, ClearRangeResponse, DigestsRequest, DigestsResponse, DropTenantRequest, DropTenantResponse,
@@ -38,10 +38,17 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Returns a page of records.
 pub(super) async fn scan(storage: &Storage, request: ScanRangeRequest) -> Result<ScanRangeResponse, Status> {
     check_node(storage, &request.node_id)?;
+    let fingerprints = request.fingerprints;
     let wanted = scan_from_wire(request).map_err(malformed)?;
     let durability = storage.driver.durability();
-    let page = run(storage, move |store| scan::page_under(store, durability, &wanted)).await?;
-    page.map(page_to_wire).ok_or_else(stale)
+    let page = run(storage, move |store| {
+        let page = scan::page_under(store, durability, &wanted)?;
+        Ok(page.map(|page| match fingerprints {
+            true => fingerprint_page_to_wire(page.fingerprints()),
+            false => page_to_wire(page),
+        }))
+    });
+    page.await?.ok_or_else(stale)
 }
 
 /// Removes a batch of a tenant's records.

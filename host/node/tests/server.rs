@@ -24,6 +24,7 @@ use witan_node::driver::QueueLimits;
 use witan_node::node::{Node, NodeConfig};
 use witan_node::server::{Limits, ServeError};
 use witan_wire::frame::{self, Joiner};
+use witan_wire::range::{fingerprint_page_from_wire, page_from_wire};
 use witan_wire::replica::{answer_from_wire, request_to_wire};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{
@@ -441,6 +442,12 @@ async fn what_is_stored_is_walked_by_pages_and_a_tenant_can_be_dropped() {
     let page = client.scan_range(abridged).await.unwrap().into_inner();
     assert_eq!((page.records.len(), page.next), (5, None));
     assert!(page.records.iter().all(|stored| stored.record.as_ref().unwrap().len() < 100));
+    let whole = ScanRangeRequest { tenant_id: "t".to_owned(), page_size: 0, ..ask.clone() };
+    let fingerprints = ScanRangeRequest { fingerprints: true, ..whole.clone() };
+    let whole = page_from_wire(client.scan_range(whole).await.unwrap().into_inner()).unwrap();
+    let page = client.scan_range(fingerprints).await.unwrap().into_inner();
+    assert!(page.records.iter().all(|stored| stored.record.is_none() && stored.fingerprint.is_some()));
+    assert_eq!(fingerprint_page_from_wire(page), Ok(whole.fingerprints()));
     let elsewhere = ScanRangeRequest { node_id: "node-2".to_owned(), ..ask.clone() };
     assert_eq!(client.scan_range(elsewhere).await.unwrap_err().code(), Code::FailedPrecondition);
     let bad = ScanRangeRequest { tenant_id: "a:b".to_owned(), ..ask.clone() };

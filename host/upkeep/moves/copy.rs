@@ -1,6 +1,7 @@
 //! A pass over the records of a tenant: range by range, the pages of its replicas before and after a move are joined, and whoever is to
 //! have a record and lacks a part of it is sent the merge.
 
+mod compare;
 mod merge;
 mod range;
 mod swap;
@@ -11,6 +12,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use witan_coordinate::{Coordinator, World};
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::placement::Both;
+use witan_kernel::port::Replicas;
 use witan_kernel::space::Space;
 
 use super::status::Board;
@@ -57,6 +59,8 @@ pub(super) struct Pass<'a, W: World> {
     /// The stores of nodes whose acknowledgements count.
     pub(super) targets: &'a Stores,
     pub(super) need: Need<'a>,
+    /// It is found out first where replicas differ, since in most places they do not. Not if rows go to other places.
+    pub(super) compares: bool,
     /// Limits how fast it reads; `None`: unlimited.
     pub(super) rate: Option<&'a Rate<'a, W>>,
 }
@@ -81,6 +85,21 @@ pub(super) struct Copied {
 pub(super) struct Stale;
 
 impl<W: World> Pass<'_, W> {
+    /// The one replica of before that is read in a range, if one is enough: nodes get rows that they have nothing of, and what one replica
+    /// lacks of them, a later pass copies. Ranges have different ones, so that all share the work; one that is out of service for maintenance
+    /// is spared.
+    fn only_source<'r>(&self, range: &'r Both) -> Option<&'r NodeId> {
+        let enters = range.new.iter().any(|node| !range.old.contains(node) && self.targets.contains_key(node));
+        if self.compares || self.swap.is_some() || !enters || !matches!(self.need, Need::Nothing) {
+            return None;
+        }
+        let usable = || range.old.iter().filter(|node| self.sources.contains_key(*node));
+        let spared = |node: &&NodeId| self.coordinator.ports().replicas.is_asked_last(node);
+        let first = (range.tokens.0 >> 32) as usize;
+        let of = |nodes: Vec<&'r NodeId>| nodes.get(first % nodes.len().max(1)).copied();
+        of(usable().filter(|node| !spared(node)).collect()).or_else(|| of(usable().collect()))
+    }
+
     pub(super) async fn run(&self) -> Result<Copied, Stale> {
         match &self.swap {
             None => self.walk(self.ranges, false).await,

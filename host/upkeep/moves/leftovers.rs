@@ -201,6 +201,7 @@ impl<W: World> Moves<W> {
             Some(_) => self.whole(ring.nodes()),
         };
         let pass = Pass {
+            compares: swap.is_none(),
             coordinator: self.coordinator(),
             metrics: self.metrics(),
             board: &self.board,

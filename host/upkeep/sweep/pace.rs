@@ -36,7 +36,7 @@ impl Pace {
     }
 }
 
-/// A limit of bytes per second, which are paid for after they have been read.
+/// A limit of bytes per second. Bytes are paid for after they have been read, or before, as far as it can be guessed how many there will be.
 pub(crate) struct BytePace {
     /// 0: unlimited.
     per_second: u64,
@@ -57,12 +57,23 @@ impl BytePace {
         }
     }
 
-    /// These bytes have been read.
+    /// These bytes have been read, or will be.
     pub(crate) fn charge(&mut self, bytes: u64) {
         if self.per_second > 0 {
-            let takes = Duration::from_secs_f64(bytes as f64 / self.per_second as f64);
-            self.paid = self.paid.max(Instant::now()) + takes;
+            self.paid = self.paid.max(Instant::now()) + self.takes(bytes);
         }
+    }
+
+    /// Of the bytes that were paid for, these were not there.
+    pub(crate) fn give_back(&mut self, bytes: u64) {
+        if self.per_second > 0 {
+            let now = Instant::now();
+            self.paid = self.paid.checked_sub(self.takes(bytes)).unwrap_or(now);
+        }
+    }
+
+    fn takes(&self, bytes: u64) -> Duration {
+        Duration::from_secs_f64(bytes as f64 / self.per_second as f64)
     }
 
     /// The time to wait for before more is read, if the pause is long enough for a timer.
@@ -101,8 +112,16 @@ mod tests {
         assert_eq!(pace.due(), None);
         pace.charge(1000);
         assert_eq!(pace.due().map(|due| due - start), Some(Duration::from_secs(11)), "idle time is not caught up with");
+        pace.charge(500);
+        pace.give_back(500);
+        assert_eq!(
+            pace.due().map(|due| due - start),
+            Some(Duration::from_secs(11)),
+            "what was not there costs nothing"
+        );
         let mut unlimited = BytePace::new(0);
         unlimited.charge(u64::MAX);
+        unlimited.give_back(u64::MAX);
         assert_eq!(unlimited.due(), None);
     }
 

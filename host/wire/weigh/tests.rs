@@ -109,7 +109,7 @@ fn what_nodes_and_coordinators_exchange_is_light() {
     };
     assert!(share(&v1::AnswerBatch { answers: vec![answer; 256] }) < 1.0);
     let position = v1::Position { token: 1, tenant: "t".into(), key: "k".into() };
-    let record = v1::StoredRecord { position: Some(position), record: None };
+    let record = v1::StoredRecord { position: Some(position), ..v1::StoredRecord::default() };
     let records = vec![record; PAGE_RECORDS as usize];
     assert!(share(&v1::ScanRangeResponse { records, ..Default::default() }) < 0.3);
 }

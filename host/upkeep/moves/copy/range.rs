@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use futures::stream::{FuturesUnordered, StreamExt};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 use witan_coordinate::World;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId};
-use witan_kernel::placement::Both;
 use witan_kernel::placement::leader::{is_copied, quorum, quorum_of, sources_wanted};
+use witan_kernel::placement::{Both, Tokens};
 use witan_kernel::port::Clock;
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::replica::{Place, ReplicaError};
@@ -20,6 +20,7 @@ use super::merge::merge;
 use super::swap::Goes;
 use super::{Copied, Need, Pass, Stale};
 use crate::moves::Rate;
+use crate::moves::rate::{PAGE, Turn};
 use crate::sweep::RECORD_BYTES;
 use crate::sweep::fresh::FRESH;
 use witan_kernel::sync::lock;
@@ -69,6 +70,8 @@ pub(super) struct Walk<'a, W: World> {
     pass: &'a Pass<'a, W>,
     range: &'a Both,
     members: Vec<Member<'a>>,
+    /// The part of the range that is being walked.
+    part: Tokens,
     join: Join,
     /// For each member, when its present page was asked for.
     read: Vec<Instant>,
@@ -88,30 +91,27 @@ pub(super) struct Walk<'a, W: World> {
 impl<'a, W: World> Walk<'a, W> {
     pub(super) fn new(pass: &'a Pass<'a, W>, range: &'a Both, looks: bool) -> Self {
         let also = range.new.iter().filter(|node| !range.old.contains(node));
+        let only = pass.only_source(range);
         let members: Vec<Member<'a>> = range
             .old
             .iter()
             .chain(also)
             .map(|node| {
-                let source = pass.sources.get(node).filter(|_| range.old.contains(node));
-                let target = pass.targets.get(node).filter(|_| range.new.contains(node));
+                let (is_old, is_new) = (range.old.contains(node), range.new.contains(node));
+                let source = pass.sources.get(node).filter(|_| is_old && only.is_none_or(|only| only == node));
+                let target = pass.targets.get(node).filter(|_| is_new && !(is_old && only.is_some()));
                 let (is_source, is_target) = (source.is_some(), target.is_some());
                 Member { node, store: target.or(source).copied(), is_source, is_target, failed: None }
             })
             .collect();
-        // At most five replicas before, and five after.
-        let mut join = Join::new(members.len() as u8, range.tokens.0, None);
-        for (index, member) in (0..).zip(&members) {
-            if !member.is_source && !member.is_target {
-                join.failed(index);
-            }
-        }
         let (read, under_way) = (vec![Instant::now(); members.len()], FuturesUnordered::new());
+        let part = range.tokens;
         Self {
             pass,
             range,
+            join: join_of(&members, part.0),
             members,
-            join,
+            part,
             read,
             at: None,
             again: 0,
@@ -124,18 +124,39 @@ impl<'a, W: World> Walk<'a, W> {
     }
 
     pub(super) async fn run(mut self) -> Result<(&'a Both, Copied), Stale> {
+        let parts = if self.pass.compares { self.differing().await? } else { vec![self.range.tokens] };
+        for part in parts {
+            let taking_part = self.join.taking_part();
+            (self.part, self.join, self.at) = (part, join_of(&self.members, part.0), None);
+            // Who could not be read in an earlier part is not read in the others.
+            (0..self.members.len() as u8)
+                .filter(|index| !taking_part.contains(index))
+                .for_each(|index| self.join.failed(index));
+            if !self.walk().await? {
+                break;
+            }
+        }
+        self.settle(0).await?;
+        self.copied.lacking = self.copied.lacking.take().or_else(|| self.lacks());
+        Ok((self.range, self.copied))
+    }
+
+    /// Walks the part. False if that was given up.
+    async fn walk(&mut self) -> Result<bool, Stale> {
         loop {
             match self.join.step() {
                 Step::Ask(starved) => {
                     self.settle(0).await?;
-                    while let Some(due) = self.pass.rate.and_then(Rate::due) {
-                        sleep_until(due).await;
-                    }
+                    let turn = match self.pass.rate {
+                        Some(rate) => Some(rate.turn().await),
+                        None => None,
+                    };
                     if self.oldest(&starved).elapsed() >= FRESH / 2 {
                         // They would be too old soon.
                         self.read_again();
+                        self.has_read(turn.as_ref(), 0, starved.len());
                     } else {
-                        self.turn_pages(&starved).await?;
+                        self.turn_pages(&starved, turn.as_ref()).await?;
                     }
                 }
                 Step::Key(_) if self.oldest(&[]).elapsed() >= FRESH => {
@@ -143,7 +164,7 @@ impl<'a, W: World> Walk<'a, W> {
                     if self.again > READ_AGAIN {
                         self.copied.lacking =
                             Some("pages take so long that they are too old once they are there".to_owned());
-                        break;
+                        return Ok(false);
                     }
                     self.read_again();
                 }
@@ -152,15 +173,36 @@ impl<'a, W: World> Walk<'a, W> {
                     self.record(joined).await?;
                     (self.at, self.again) = (Some(place), 0);
                     if self.copied.fault.is_some() || self.copied.lacking.is_some() && self.pass.swap.is_some() {
-                        break;
+                        return Ok(false);
                     }
                 }
-                Step::End => break,
+                Step::End => return Ok(true),
             }
         }
-        self.settle(0).await?;
-        self.copied.lacking = self.copied.lacking.take().or_else(|| self.lacks());
-        Ok((self.range, self.copied))
+    }
+
+    pub(super) fn range(&self) -> &'a Both {
+        self.range
+    }
+
+    pub(super) fn rate(&self) -> Option<&'a Rate<'a, W>> {
+        self.pass.rate
+    }
+
+    /// A walk of all members that take part, from a token on.
+    pub(super) fn join<T>(&self, from: u64) -> Join<T> {
+        join_of(&self.members, from)
+    }
+
+    /// A member's node, and the store that it had when the pass began.
+    pub(super) fn store_of(&self, index: u8) -> (&'a NodeId, Option<StoreId>) {
+        let member = &self.members[usize::from(index)];
+        (member.node, member.store)
+    }
+
+    /// These records are the same everywhere.
+    pub(super) fn compared(&mut self, records: u64) {
+        self.copied.records += records;
     }
 
     /// When the first of the pages was read that are there; `but`: those of these members.
@@ -173,24 +215,25 @@ impl<'a, W: World> Walk<'a, W> {
     /// Drops all pages, and goes on after the last record that was compared.
     fn read_again(&mut self) {
         let (taking_part, members) = (self.join.taking_part(), self.members.len() as u8);
-        self.join = Join::new(members, self.range.tokens.0, self.at.as_ref());
+        self.join = Join::new(members, self.part.0, self.at.as_ref());
         (0..members).filter(|index| !taking_part.contains(index)).for_each(|index| self.join.failed(index));
         self.read.fill(Instant::now());
     }
 
-    async fn turn_pages(&mut self, starved: &[u8]) -> Result<(), Stale> {
+    async fn turn_pages(&mut self, starved: &[u8], turn: Option<&Turn>) -> Result<(), Stale> {
         let now = Instant::now();
         starved.iter().for_each(|index| self.read[usize::from(*index)] = now);
-        let asks: Vec<_> = starved.iter().map(|index| self.page(*index)).collect();
+        let bytes = turn.map_or(PAGE, |turn| turn.page);
+        let asks: Vec<_> = starved.iter().map(|index| self.page(*index, bytes)).collect();
         let pages = join_all(asks).await;
+        let mut read = 0;
         for (index, page) in starved.iter().zip(pages) {
             let taken = match page {
                 Err(ReplicaError::StaleEpoch) => return Err(Stale),
                 Err(error) => Err(error.to_string()),
                 Ok(page) => {
                     let records = page.found.iter().filter_map(|found| found.record.as_ref());
-                    let bytes = records.map(|record| record.0.len() as u64 + RECORD_BYTES).sum();
-                    self.pass.rate.inspect(|rate| rate.charge(bytes));
+                    read += records.map(|record| record.0.len() as u64 + RECORD_BYTES).sum::<u64>();
                     self.join.page(*index, page.found, page.next).map_err(|error| error.to_string())
                 }
             };
@@ -205,18 +248,32 @@ impl<'a, W: World> Walk<'a, W> {
                 }
             }
         }
+        self.has_read(turn, read, starved.len());
         Ok(())
     }
 
-    fn page(&self, index: u8) -> impl Future<Output = Result<Page, ReplicaError>> + Send + use<'a, W> {
-        let member = &self.members[usize::from(index)];
-        let (node, store) = (member.node, member.store);
-        let (from, to) = self.range.tokens;
+    pub(super) fn has_read(&self, turn: Option<&Turn>, bytes: u64, replicas: usize) {
+        if let (Some(rate), Some(turn)) = (self.pass.rate, turn) {
+            rate.read(turn, bytes, replicas);
+        }
+    }
+
+    fn page(&self, index: u8, bytes: u32) -> impl Future<Output = Result<Page, ReplicaError>> + Send + use<'a, W> {
+        let (node, store) = self.store_of(index);
+        let scan = Scan { after: self.join.after(index).cloned(), bytes, ..self.scan(self.part) };
+        let replicas = self.replicas();
+        page(node, store, move || replicas.scan(node, scan.clone()))
+    }
+
+    /// A page of the rows that are copied.
+    pub(super) fn scan(&self, (from, to): Tokens) -> Scan {
         // What is copied first may come from anybody.
         let epoch = if matches!(self.pass.need, Need::Nothing) { 0 } else { self.pass.epoch };
-        let after = self.join.after(index).cloned();
-        let scan = Scan { space: Some(self.pass.space.clone()), after, epoch, ..Scan::between(from, to) };
-        page(self.pass, node, store, scan)
+        Scan { space: Some(self.pass.space.clone()), epoch, ..Scan::between(from, to) }
+    }
+
+    pub(super) fn replicas(&self) -> &'a W::Replicas {
+        &self.pass.coordinator.ports().replicas
     }
 
     /// Merges what all replicas have of a key, and sends it to those that are to have it and lack a part.
@@ -428,16 +485,26 @@ impl<'a, W: World> Walk<'a, W> {
     }
 }
 
-/// A page of a node's records, if it still has this store.
-async fn page<W: World>(
-    pass: &Pass<'_, W>,
+/// A walk of the members that take part, from a token on: at most five replicas before, and five after.
+fn join_of<T>(members: &[Member<'_>], from: u64) -> Join<T> {
+    let mut join = Join::new(members.len() as u8, from, None);
+    for (index, member) in (0..).zip(members) {
+        if !member.is_source && !member.is_target {
+            join.failed(index);
+        }
+    }
+    join
+}
+
+/// A page of a node, if it still has this store.
+pub(super) async fn page<T, F: Future<Output = Result<Page<T>, ReplicaError>>>(
     node: &NodeId,
     store: Option<StoreId>,
-    scan: Scan,
-) -> Result<Page, ReplicaError> {
+    ask: impl Fn() -> F,
+) -> Result<Page<T>, ReplicaError> {
     let mut tries = 0;
     loop {
-        let error = match pass.coordinator.ports().replicas.scan(node, scan.clone()).await {
+        let error = match ask().await {
             Ok(page) if Some(page.store) == store => return Ok(page),
             Ok(_) => return Err(ReplicaError::Incomplete(node.clone())),
             Err(error) => error,

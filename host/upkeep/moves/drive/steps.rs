@@ -180,7 +180,8 @@ impl<W: World> Moves<W> {
         let (sources, targets) = (self.whole(&at.plan.old_nodes()), self.whole(&at.plan.new_nodes()));
         let began = Instant::now();
         let swap = self.swap(at, known.take_sums(at.moving.prepared));
-        let pass = self.pass(at, (&sources, &targets), Need::Nothing, Some(&rate), swap);
+        let mut pass = self.pass(at, (&sources, &targets), Need::Nothing, Some(&rate), swap);
+        pass.compares &= known.passes > 0;
         let copied = pass.run().await;
         known.sums = (at.moving.prepared, pass.swap.map(Swap::into_known).unwrap_or_default());
         match copied {
@@ -249,6 +250,7 @@ impl<W: World> Moves<W> {
             board: &self.board,
             tenant: at.id,
             space: Space::new(at.id, at.plan.from.generation),
+            compares: swap.is_none(),
             swap,
             ranges: &at.plan.ranges,
             epoch: at.epoch,

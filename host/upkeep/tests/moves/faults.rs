@@ -35,10 +35,10 @@ async fn ended(cluster: &Cluster, number: u64) -> bool {
 }
 
 /// An operation that began before the move ends when the first copy has passed it, and everything is as it should be.
-async fn late_write() -> bool {
+async fn late_write(key: usize) -> bool {
     let cluster = Change::Factor(1, 3).cluster().await;
     cluster.another_coordinator().await;
-    let mut write = cluster.plan(7).await;
+    let mut write = cluster.plan(key).await;
     let number = cluster.change(Change::Factor(1, 3).change()).await;
     // It is planned when nodes are prepared: some of those are sources of other ranges, and have a fence from then on.
     write.epoch = cluster.revision().await + 1;
@@ -189,7 +189,9 @@ async fn collected() -> bool {
 async fn holds(play: &str) -> bool {
     match play {
         "collection" => collected().await,
-        "late write" => late_write().await,
+        "late write" => late_write(7).await,
+        // Of a key of which nothing was copied before.
+        "late first write" => late_write(707).await,
         "later write" => later_write().await,
         "one source" => one_source().await,
         "full disks" => full_disks().await,
@@ -203,6 +205,7 @@ async fn holds(play: &str) -> bool {
 async fn each_rule_of_a_move_is_needed() {
     for (broken, play) in [
         (Fault::MoveDeltaSkipped, "late write"),
+        (Fault::CopyTakesNothingForLevel, "late first write"),
         (Fault::MoveUnfenced, "later write"),
         (Fault::MoveCopyFromOne, "one source"),
         (Fault::MoveCopyToOne, "full disks"),

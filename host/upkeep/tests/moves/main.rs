@@ -188,13 +188,35 @@ async fn what_is_old_is_copied_once() {
     leading.abort();
 }
 
+/// The first copy reads one replica in each range; what comes after it reads fingerprints, and whole only what a replica lacks.
+#[tokio::test(start_paused = true)]
+async fn records_are_read_whole_where_somebody_lacks_them() {
+    let change = Change::Factor(3, 5);
+    for stale in [0, 4] {
+        let cluster = change.cluster().await;
+        (0..stale).for_each(|key| cluster.nodes.lose(&id(0), &place(10 * key)));
+        let held = (0..stale).filter(|key| cluster.nodes.row(&id(0), &place(10 * key)).is_none()).count();
+        let leading = lead(cluster.leader(1).await);
+        let number = cluster.change(change.change()).await;
+        done(&cluster, change, number).await;
+        assert_eq!((held, cluster.forgotten().await), (stale, vec![]));
+        let read = cluster.nodes.read();
+        // Each is read again of all five, with fewer than eight others beside it.
+        assert!(
+            (KEYS - stale..=KEYS + 5 * 8 * stale).contains(&read),
+            "{read} records of {KEYS} were read, {stale} stale"
+        );
+        leading.abort();
+    }
+}
+
 /// The rate makes a copy wait for longer than records may be sent after they were read, and the pages of its sources end in different
 /// places.
 #[tokio::test(start_paused = true)]
 async fn what_is_copied_slowly_is_read_again_before_it_is_sent() {
     let cluster = Change::Factor(3, 5).cluster().await;
     (0..KEYS).step_by(2).for_each(|key| cluster.nodes.lose(&id(0), &place(key)));
-    let config = MovesConfig { bytes_per_second: 200, ..MovesConfig::default() };
+    let config = MovesConfig { bytes_per_second: 60, ..MovesConfig::default() };
     let number = cluster.change(Change::Factor(3, 5).change()).await;
     let (leading, began) = (lead(cluster.leader_with(1, config).await), Instant::now());
     done(&cluster, Change::Factor(3, 5), number).await;

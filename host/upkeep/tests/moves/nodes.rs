@@ -13,7 +13,7 @@ use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::placement::Tokens;
 use witan_kernel::port::{Replicas, Reply};
-use witan_kernel::record::{Encoded, Record};
+use witan_kernel::record::{Encoded, Fingerprint, Record};
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
 use witan_kernel::scan::{Clear, Cleared, Dropped, Found, Page, Purpose, Ranges, Scan, Standing, Trust};
@@ -83,6 +83,8 @@ struct State {
     began: Option<Instant>,
     /// The longest time from when a node has shown a record to the deadline of a merge of it.
     oldest: Duration,
+    /// Records that were read whole.
+    read: usize,
 }
 
 /// What happens at a call.
@@ -115,6 +117,40 @@ impl Nodes {
 
     pub(crate) fn with<T>(&self, node: &NodeId, look: impl FnOnce(&mut Node) -> T) -> T {
         look(self.state().nodes.entry(node.clone()).or_default())
+    }
+
+    fn page(&self, node: &NodeId, scan: &Scan) -> Result<Page, ReplicaError> {
+        self.with(node, |own| {
+            let space = scan.space.clone().expect("of one tenant");
+            if own.refuses_scans {
+                return Err(ReplicaError::Overloaded);
+            }
+            if own.away {
+                return Err(ReplicaError::NotSent(node.clone()));
+            }
+            if scan.epoch > 0 && scan.epoch < own.fence(&space.tenant()) {
+                return Err(ReplicaError::StaleEpoch);
+            }
+            let after = scan.after.as_ref().map(at);
+            let within = own.rows.iter().filter(|(key, (place, _))| {
+                (scan.from..=scan.to).contains(&key.0)
+                    && place.space == space
+                    && after.as_ref().is_none_or(|after| *key > after)
+            });
+            // Pages of a few records, so that there are some.
+            let mut found: Vec<Found> =
+                within.take(9).map(|(_, (place, row))| Found { place: place.clone(), record: row.clone() }).collect();
+            let next = (found.len() == 9).then(|| {
+                found.truncate(8);
+                found[7].place.clone()
+            });
+            Ok(Page { store: store(node, own.store), found, next })
+        })
+    }
+
+    /// Records that were read whole, of all nodes.
+    pub(crate) fn read(&self) -> usize {
+        self.state().read
     }
 
     pub(crate) fn set_away(&self, node: &NodeId, away: bool) {
@@ -384,39 +420,14 @@ impl Ranges for Nodes {
         let show = |page: &Page| {
             let mut state = self.state();
             let shown = page.found.iter().map(|found| ((node.clone(), at(&found.place)), Instant::now()));
+            state.read += page.found.len();
             state.shown.extend(shown);
         };
-        let effect = || {
-            self.with(node, |own| {
-                let space = scan.space.clone().expect("of one tenant");
-                if own.refuses_scans {
-                    return Err(ReplicaError::Overloaded);
-                }
-                if own.away {
-                    return Err(ReplicaError::NotSent(node.clone()));
-                }
-                if scan.epoch > 0 && scan.epoch < own.fence(&space.tenant()) {
-                    return Err(ReplicaError::StaleEpoch);
-                }
-                let after = scan.after.as_ref().map(at);
-                let within = own.rows.iter().filter(|(key, (place, _))| {
-                    (scan.from..=scan.to).contains(&key.0)
-                        && place.space == space
-                        && after.as_ref().is_none_or(|after| *key > after)
-                });
-                // Pages of a few records, so that there are some.
-                let mut found: Vec<Found> = within
-                    .take(9)
-                    .map(|(_, (place, row))| Found { place: place.clone(), record: row.clone() })
-                    .collect();
-                let next = (found.len() == 9).then(|| {
-                    found.truncate(8);
-                    found[7].place.clone()
-                });
-                Ok(Page { store: store(node, own.store), found, next })
-            })
-        };
-        self.call(Call::Scan, || effect().inspect(show)).await
+        self.call(Call::Scan, || self.page(node, &scan).inspect(show)).await
+    }
+
+    async fn fingerprints(&self, node: &NodeId, scan: Scan) -> Result<Page<Fingerprint>, ReplicaError> {
+        self.call(Call::Scan, || self.page(node, &scan).map(Page::fingerprints)).await
     }
 
     async fn drop_tenant(&self, _: &NodeId, _: TenantId, _: Option<Place>) -> Result<Dropped, ReplicaError> {
