@@ -5,10 +5,12 @@
 //! (metadata and idempotency, and the lease on this coordinator's id), `nodes` (polling of storage nodes), `cluster` (applies changes
 //! made by the control plane), `formats` (those that an earlier version cannot read), `plugins`, `live` and [`reload`] (configuration
 //! changes at run time), `readiness`, [`room`] (of the idempotency store), [`secured`] (TLS), [`telemetry`], [`lines`] (of the log),
-//! [`signal`], [`private`] (permissions of files, no core files), [`system`] (clocks and randomness, and the limit on open files).
+//! [`signal`], [`private`] (permissions of files, no core files), [`system`] (clocks and randomness, and the limit on open files),
+//! `background` (the thread for long work).
 //!
 //! No other module names an implementation of a port.
 
+mod background;
 mod cluster;
 pub mod config;
 pub mod coordinator;

@@ -112,7 +112,7 @@ impl Shape {
             let mut from = Some(0);
             while let Some(first) = from {
                 let wanted = Wanted { space: None, tokens: (first, u64::MAX) };
-                from = digests(path.threads.store(), self.durability, &wanted)?.to.checked_add(1);
+                from = digests(path.threads.store(), self.durability, &wanted, &|_| ())?.to.checked_add(1);
             }
         }
         path.put_on(KEYS, self.requests, self)

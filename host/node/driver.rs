@@ -13,6 +13,7 @@ mod tests;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use witan_kernel::fault::Fault;
 use witan_kernel::port::Clock;
@@ -62,6 +63,12 @@ pub trait Driver: Send + Sync + 'static {
     /// Runs a job that may take a while outside the shards, without blocking the caller's thread. It is dropped unrun when the
     /// runtime ends. The caller bounds the number of concurrent jobs.
     fn spawn(&self, job: Job);
+
+    /// The same for a job for which no client waits. Where there are threads, those that serve go before it.
+    fn spawn_patient(&self, job: Job);
+
+    /// Lets a job leave the processor to others for a while.
+    fn rest(&self, long: Duration);
 
     /// Whether answers wait for a sync.
     fn durability(&self) -> Durability;

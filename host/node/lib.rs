@@ -22,6 +22,7 @@ pub mod engine;
 mod leaves;
 #[cfg(feature = "fjall")]
 pub mod node;
+pub mod priority;
 pub mod row;
 pub mod scan;
 pub mod server;

@@ -19,6 +19,7 @@ use witan_peer::Lanes;
 use witan_plugin::PluginHost;
 use witan_upkeep::{Healing, Missed, Moves, Upkeep};
 
+use super::background;
 use super::cluster::{Local, context_keys};
 use super::config::{Config, Live};
 use super::formats::Formats;
@@ -163,9 +164,9 @@ pub async fn start(
     };
     let (healing, moves) = (Arc::clone(&parts.healing), Arc::clone(&parts.moves));
     let until = stop.clone();
-    let upkeep = tokio::spawn(async move {
+    let upkeep = background::run(async move {
         futures::future::join(healing.run(stopped(until.clone())), moves.run(stopped(until))).await;
-    });
+    })?;
     let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
     let issuance = Issuance::new(Arc::clone(&parts.access), Arc::clone(&member.metadata), config.tenants.max_tokens);
     let services = parts.services(catalog, issuance, live, unsent, &stop);

@@ -29,7 +29,6 @@ pub struct Joined<T = Encoded> {
 
 /// What comes next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "nearly every step is a key, and is taken apart at once")]
 pub enum Step<T = Encoded> {
     /// Get the next pages of these replicas, after [`Join::after`].
     Ask(PerReplica<u8>),

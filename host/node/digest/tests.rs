@@ -129,7 +129,7 @@ fn check_kept(store: &Store, counted: &BTreeMap<(Slice, Space), Leaf>) {
 fn check(store: &Store) {
     let counted = scanned(store);
     check_kept(store, &counted);
-    let answer = digests(store, Durability::Sync, &ALL).unwrap();
+    let answer = digests(store, Durability::Sync, &ALL, &|_| ()).unwrap();
     assert_eq!((answer.to, answer.unknown.as_slice()), (u64::MAX, &[][..]));
     assert_level(&answered(&answer.leaves), &counted);
 }
@@ -186,7 +186,7 @@ fn play(disk: &Disk, ops: Vec<Op>) {
             Op::Ask(from, to, most, step) => {
                 let (most, step) = (Read { rows: most, bytes: 1 << 20 }, Read { rows: step, bytes: 1 << 20 });
                 let wanted = Wanted { space: None, tokens: between(from, to) };
-                let answer = digests_within(&store, Durability::Sync, &wanted, &step, &most).unwrap();
+                let answer = digests_within(&store, Durability::Sync, &wanted, &|_| (), &step, &most).unwrap();
                 assert!(answer.to >= wanted.tokens.0 && answer.to <= wanted.tokens.1);
             }
             Op::Clear(of, from, to) => {
@@ -206,13 +206,13 @@ fn play(disk: &Disk, ops: Vec<Op>) {
             Op::Broken(n, stamp) => {
                 disk.set_broken(Some("test"));
                 apply(&store, &mut shard, one(n, stamp));
-                assert!(digests(&store, Durability::Sync, &ALL).is_err());
+                assert!(digests(&store, Durability::Sync, &ALL, &|_| ()).is_err());
                 disk.set_broken(None);
             }
             Op::Unreadable(n, stamp) => {
                 disk.set_failing_reads(true);
                 apply(&store, &mut shard, one(n, stamp));
-                let _ = digests(&store, Durability::Sync, &ALL);
+                let _ = digests(&store, Durability::Sync, &ALL, &|_| ());
                 disk.set_failing_reads(false);
             }
             Op::Reopen => disk.reopen(),
@@ -252,7 +252,7 @@ proptest! {
         loop {
             let wanted = Wanted { space: of.map(|of| tenant(of).into()), tokens: (next, tokens.1) };
             let (step, most) = (Read { rows: 3, bytes: 1 << 20 }, Read { rows: most + BEGUN_ROWS, bytes: 1 << 20 });
-            let answer = digests_within(&store, Durability::Sync, &wanted, &step, &most).unwrap();
+            let answer = digests_within(&store, Durability::Sync, &wanted, &|_| (), &step, &most).unwrap();
             leaves.extend(answer.leaves);
             unknown.extend(answer.unknown);
             if answer.to == tokens.1 {
@@ -307,7 +307,7 @@ fn what_is_written_while_a_slice_is_counted_counts_once() {
         let asking = scope.spawn(move || {
             let (step, most) = (Read { rows: 1, bytes: 1 << 20 }, MOST);
             while !done.load(Ordering::Acquire) {
-                digests_within(store, Durability::Os, &ALL, &step, &most).unwrap();
+                digests_within(store, Durability::Os, &ALL, &|_| (), &step, &most).unwrap();
                 // It is counted again while they write on.
                 (0..=2).for_each(|slice| {
                     store
@@ -329,13 +329,13 @@ fn a_row_that_cannot_be_read_is_in_no_digest() {
     let (store, mut shard) = (open(disk.open()), Shard::new(0, 0));
     apply(&store, &mut shard, vec![(at(0), register(1, true)), (at(3), register(1, true))]);
     assert!(disk.flip(&row::key(&at(0)), 77));
-    let answer = digests(&store, Durability::Sync, &ALL).unwrap();
+    let answer = digests(&store, Durability::Sync, &ALL, &|_| ()).unwrap();
     assert_eq!((answer.unknown.as_slice(), answer.leaves.len()), (&[Slice(0)][..], 1));
     assert!(disk.flip(&row::key(&at(0)), 77));
     check(&store);
     // Damage behind the back of digests is not seen by them; it is by whoever drops the row.
     assert!(disk.flip(&row::key(&at(0)), 77));
-    assert!(digests(&store, Durability::Sync, &ALL).unwrap().unknown.is_empty());
+    assert!(digests(&store, Durability::Sync, &ALL, &|_| ()).unwrap().unknown.is_empty());
     store.write_rows(vec![(row::key(&at(0)), None)]).unwrap();
     check(&store);
 }
@@ -349,7 +349,14 @@ fn a_slice_with_too_many_rows_is_not_counted_and_does_not_stop_an_answer() {
     apply(&store, &mut shard, asks.enumerate().map(|(at, place)| (key(at, place), register(1, true))).collect());
     let (step, most) = (Read { rows: 5, bytes: 1 << 20 }, Read { rows: 60, bytes: 1 << 20 });
     let ask = |from| {
-        digests_within(&store, Durability::Sync, &Wanted { space: None, tokens: (from, u64::MAX) }, &step, &most)
+        digests_within(
+            &store,
+            Durability::Sync,
+            &Wanted { space: None, tokens: (from, u64::MAX) },
+            &|_| (),
+            &step,
+            &most,
+        )
     };
     let (first, second) = (ask(0).unwrap(), ask(Slice(7).tokens().0).unwrap());
     assert_eq!((first.to, first.unknown.len(), first.leaves.len()), (Slice(6).tokens().1, 0, 1));
@@ -358,7 +365,7 @@ fn a_slice_with_too_many_rows_is_not_counted_and_does_not_stop_an_answer() {
     assert_eq!((third.to, third.unknown.len(), third.leaves.len()), (u64::MAX, 0, 1));
     assert!(first.read_rows > 0 && first.read_bytes > first.read_rows);
     let part = Wanted { space: None, tokens: (Slice(7).tokens().0, Slice(7).tokens().0) };
-    assert_eq!(digests_within(&store, Durability::Sync, &part, &step, &most).unwrap().unknown, [Slice(7)]);
+    assert_eq!(digests_within(&store, Durability::Sync, &part, &|_| (), &step, &most).unwrap().unknown, [Slice(7)]);
 }
 
 #[test]
@@ -366,22 +373,22 @@ fn an_answer_is_durable() {
     let disk = Disk::new();
     let (store, mut shard) = (open(disk.open()), Shard::new(0, 0));
     apply(&store, &mut shard, vec![(at(0), register(1, true))]);
-    let answer = digests(&store, Durability::Sync, &ALL).unwrap();
+    let answer = digests(&store, Durability::Sync, &ALL, &|_| ()).unwrap();
     disk.crash();
     assert_level(&answered(&answer.leaves), &scanned(&open(disk.open())));
     let store = open(disk.open());
     disk.set_failing_syncs(true);
-    assert!(digests(&store, Durability::Sync, &ALL).is_err());
+    assert!(digests(&store, Durability::Sync, &ALL, &|_| ()).is_err());
 }
 
 #[test]
 fn a_digest_that_is_not_kept_up_to_date_is_another_one() {
     let (store, mut shard) = (open(Disk::new().open()), Shard::new(0, 0));
-    digests(&store, Durability::Sync, &ALL).unwrap();
+    digests(&store, Durability::Sync, &ALL, &|_| ()).unwrap();
     fault::set(Some(Fault::DigestNotUpdated));
     apply(&store, &mut shard, vec![(at(0), register(1, true))]);
     fault::set(None);
-    assert!(digests(&store, Durability::Sync, &ALL).unwrap().leaves.is_empty());
+    assert!(digests(&store, Durability::Sync, &ALL, &|_| ()).unwrap().leaves.is_empty());
 }
 
 #[cfg(feature = "fjall")]
@@ -412,7 +419,7 @@ mod fjall {
                     1 => drop(drop_tenant(&store, &tenant(what / 8), None).unwrap()),
                     2 | 3 => {
                         let tokens = between(what, what / 2);
-                        digests(&store, Durability::Sync, &Wanted { space: None, tokens }).unwrap();
+                        digests(&store, Durability::Sync, &Wanted { space: None, tokens }, &|_| ()).unwrap();
                     }
                     _ => {}
                 }

@@ -81,6 +81,13 @@ impl Driver for Inline {
         job(&self.store);
     }
 
+    fn spawn_patient(&self, job: Job) {
+        self.spawn(job);
+    }
+
+    /// A job takes no time here.
+    fn rest(&self, _: Duration) {}
+
     fn durability(&self) -> Durability {
         self.durability
     }

@@ -3,8 +3,9 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use witan_kernel::port::Clock;
 use witan_kernel::replica::ReplicaError;
@@ -14,6 +15,7 @@ use super::queue::Queue;
 use super::{Driver, GATED_BATCHES, Job, QueueLimits, Time, deliver, fail, shard_of};
 use crate::batch::{Applied, Deliver, Durability, Group, Item, Parcel, Shard};
 use crate::engine::{EngineError, Usage};
+use crate::priority;
 use crate::store::{SHARDS, Store};
 
 /// Runs a store on threads: one per shard, and one that syncs.
@@ -24,6 +26,22 @@ pub struct Threads {
     durability: Durability,
     shards: Mutex<Vec<JoinHandle<()>>>,
     syncer: Mutex<Option<JoinHandle<()>>>,
+    /// Jobs for [`PATIENT`] threads of a lower priority, until the store is closed.
+    patient: Mutex<Option<mpsc::Sender<Job>>>,
+    patient_threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Threads for jobs for which no client waits: two pages of a scan, and a drop of rows.
+const PATIENT: usize = 3;
+
+/// Runs jobs until there will be no others.
+fn run_jobs(store: &Store, jobs: &Mutex<mpsc::Receiver<Job>>) {
+    priority::lower();
+    loop {
+        let next = lock(jobs).recv();
+        let Ok(job) = next else { return };
+        job(store);
+    }
 }
 
 /// A batch whose answers wait for a sync.
@@ -72,8 +90,19 @@ impl Threads {
             durability,
             shards: Mutex::default(),
             syncer: Mutex::default(),
+            patient: Mutex::default(),
+            patient_threads: Mutex::default(),
             store,
         };
+        let (patient, jobs) = mpsc::channel();
+        *lock(&this.patient) = Some(patient);
+        let jobs = Arc::new(Mutex::new(jobs));
+        for number in 0..PATIENT {
+            let (store, jobs) = (this.store.clone(), jobs.clone());
+            let handle =
+                thread::Builder::new().name(format!("patient-{number}")).spawn(move || run_jobs(&store, &jobs))?;
+            lock(&this.patient_threads).push(handle);
+        }
         for (number, queue) in this.queues.iter().enumerate() {
             let mut work = ShardThread {
                 number,
@@ -97,7 +126,12 @@ impl Threads {
 
     /// Refuses new requests, answers the queued ones, and ends the threads. Blocks until they have ended.
     pub fn close(&self) {
+        drop(lock(&self.patient).take());
         self.queues.iter().for_each(|queue| queue.close());
+        // They have done all jobs by then, of which there are few, and each is bounded.
+        for patient in std::mem::take(&mut *lock(&self.patient_threads)) {
+            let _ = patient.join();
+        }
         for shard in std::mem::take(&mut *lock(&self.shards)) {
             // A panic was reported by the panic hook already.
             let _ = shard.join();
@@ -150,6 +184,17 @@ impl Driver for Threads {
     fn spawn(&self, job: Job) {
         let store = self.store.clone();
         drop(tokio::task::spawn_blocking(move || job(&store)));
+    }
+
+    fn spawn_patient(&self, job: Job) {
+        if let Some(patient) = &*lock(&self.patient) {
+            // They receive as long as there is a sender.
+            let _ = patient.send(job);
+        }
+    }
+
+    fn rest(&self, long: Duration) {
+        thread::sleep(long);
     }
 
     fn durability(&self) -> Durability {

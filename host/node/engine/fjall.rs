@@ -22,10 +22,10 @@ mod mark;
 use std::fs;
 use std::io;
 use std::ops::Range;
-use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -34,6 +34,7 @@ use witan_kernel::sync::lock;
 
 use self::keeper::Keeper;
 use super::{Change, Engine, EngineError, Usage};
+use crate::priority;
 
 /// Shortest interval between two attempts to reopen the database after the disk was full.
 const REOPEN_EVERY: Duration = Duration::from_secs(1);
@@ -261,8 +262,16 @@ impl Open {
         let refused =
             |refused: check::Refused| EngineError::Broken(format!("the store in {} {refused}", folder.display()));
         check::check(folder).map_err(refused)?;
-        // fjall asserts some of what it reads from its files.
-        let opened = panic::catch_unwind(AssertUnwindSafe(|| Self::open(folder, options)));
+        // fjall asserts some of what it reads from its files: a panic ends the thread, and is an error here.
+        let opened = thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    // Its own threads, which write out and compact, have the same.
+                    priority::lower();
+                    Self::open(folder, options)
+                })
+                .join()
+        });
         let (database, records, notes) = match opened {
             Ok(opened) => opened.map_err(|error| match error {
                 fjall::Error::Locked => refused(check::Refused::in_use(folder)),

@@ -41,7 +41,9 @@ pub(super) async fn scan(storage: &Storage, request: ScanRangeRequest) -> Result
     let fingerprints = request.fingerprints;
     let wanted = scan_from_wire(request).map_err(malformed)?;
     let durability = storage.driver.durability();
-    let page = run(storage, move |store| {
+    // A client that lists keys waits for a page of abridged records; for others nobody does.
+    let haste = if wanted.abridged { Haste::Awaited } else { Haste::Patient };
+    let page = run_among(&storage.scans, storage, haste, move |store| {
         let page = scan::page_under(store, durability, &wanted)?;
         Ok(page.map(|page| match fingerprints {
             true => fingerprint_page_to_wire(page.fingerprints()),
@@ -55,7 +57,8 @@ pub(super) async fn scan(storage: &Storage, request: ScanRangeRequest) -> Result
 pub(super) async fn drop_tenant(storage: &Storage, request: DropTenantRequest) -> Result<DropTenantResponse, Status> {
     check_node(storage, &request.node_id)?;
     let (tenant, after) = drop_from_wire(request).map_err(malformed)?;
-    let dropped = run(storage, move |store| scan::drop_tenant(store, &tenant, after.as_ref())).await?;
+    let drop = move |store: &Store| scan::drop_tenant(store, &tenant, after.as_ref());
+    let dropped = run_among(&storage.scans, storage, Haste::Awaited, drop).await?;
     Ok(dropped_to_wire(dropped))
 }
 
@@ -64,7 +67,7 @@ pub(super) async fn raise_fence(storage: &Storage, request: RaiseFenceRequest) -
     check_node(storage, &request.node_id)?;
     let (tenant, epoch) = fence_from_wire(request).map_err(malformed)?;
     let raise = move |store: &Store| store.raise_fence(tenant.as_ref(), epoch).map(|()| store.id());
-    let store = run_among(&storage.fences, storage, raise).await?;
+    let store = run_among(&storage.fences, storage, Haste::Awaited, raise).await?;
     Ok(fenced_to_wire(store))
 }
 
@@ -72,7 +75,7 @@ pub(super) async fn raise_fence(storage: &Storage, request: RaiseFenceRequest) -
 pub(super) async fn clear_range(storage: &Storage, request: ClearRangeRequest) -> Result<ClearRangeResponse, Status> {
     check_node(storage, &request.node_id)?;
     let wanted = clear_from_wire(request).map_err(malformed)?;
-    match run_among(&storage.clears, storage, move |store| clear(store, &wanted)).await? {
+    match run_among(&storage.clears, storage, Haste::Patient, move |store| clear(store, &wanted)).await? {
         Clearing::Done(cleared) => Ok(cleared_to_wire(cleared, true)),
         Clearing::More(cleared) => Ok(cleared_to_wire(cleared, false)),
         Clearing::Stale => Err(stale()),
@@ -88,8 +91,10 @@ pub(super) async fn digests(storage: &Storage, request: DigestsRequest) -> Resul
     check_node(storage, &request.node_id)?;
     let wanted = digests_from_wire(request).map_err(malformed)?;
     let durability = storage.driver.durability();
-    let answer = move |store: &Store| crate::digest::digests(store, durability, &wanted);
-    run_among(&storage.digests, storage, answer).await.map(|digests| digested_to_wire(&digests))
+    let driver = Arc::clone(&storage.driver);
+    let rest = move |long| driver.rest(long);
+    let answer = move |store: &Store| crate::digest::digests(store, durability, &wanted, &rest);
+    run_among(&storage.digests, storage, Haste::Awaited, answer).await.map(|digests| digested_to_wire(&digests))
 }
 
 /// The answer to a call under an epoch that is too early. No other answer of a node has this code.
@@ -97,18 +102,20 @@ fn stale() -> Status {
     Status::aborted(ReplicaError::StaleEpoch.to_string())
 }
 
-/// Runs a step of a scan outside the shards.
-async fn run<T: Send + 'static>(
-    storage: &Storage,
-    work: impl FnOnce(&Store) -> Result<T, EngineError> + Send + 'static,
-) -> Result<T, Status> {
-    run_among(&storage.scans, storage, work).await
+/// Who waits for a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    /// A client, or it holds what shards wait for again and again.
+    Awaited,
+    /// Nobody.
+    Patient,
 }
 
 /// Runs work outside the shards, once one of `turns` is free.
 async fn run_among<T: Send + 'static>(
     turns: &Arc<Semaphore>,
     storage: &Storage,
+    haste: Haste,
     work: impl FnOnce(&Store) -> Result<T, EngineError> + Send + 'static,
 ) -> Result<T, Status> {
     let turn = tokio::time::timeout(TURN_TIMEOUT, turns.clone().acquire_owned()).await;
@@ -116,11 +123,15 @@ async fn run_among<T: Send + 'static>(
         return Err(Status::resource_exhausted("too many calls of this kind are running on the node; try again later"));
     };
     let (answer, answered) = oneshot::channel();
-    storage.driver.spawn(Box::new(move |store| {
+    let job = Box::new(move |store: &Store| {
         // An error means that the caller has disconnected.
         let _ = answer.send(work(store));
         drop(turn);
-    }));
+    });
+    match haste {
+        Haste::Awaited => storage.driver.spawn(job),
+        Haste::Patient => storage.driver.spawn_patient(job),
+    }
     let done = answered.await.map_err(|_| Status::unavailable("the node is shutting down"))?;
     done.map_err(|error| match error {
         EngineError::Full => Status::resource_exhausted(error.to_string()),

@@ -22,6 +22,8 @@ pub(super) const PAUSE: Duration = Duration::from_millis(200);
 const PAGE_SECONDS: u64 = 2;
 /// Least bytes of a page, whatever the rate: below this, calls cost more than what they bring.
 const LEAST_PAGE_BYTES: u64 = 4096;
+/// Bytes of a page at most if there is a limit of bytes per second: a larger one would make clients wait, however low the limit is.
+const STEADY_PAGE_BYTES: u64 = 128 << 10;
 
 /// The state of the range being swept.
 pub(super) struct Walking<'a, W: World> {
@@ -91,7 +93,7 @@ fn page_size(sweep: &Sweep, replicas: usize) -> (u32, u32) {
     }
     if sweep.bytes_per_second > 0 {
         let share = sweep.bytes_per_second.saturating_mul(PAGE_SECONDS) / replicas.max(1) as u64;
-        bytes = bytes.min(share.max(LEAST_PAGE_BYTES));
+        bytes = bytes.min(share.max(LEAST_PAGE_BYTES)).min(STEADY_PAGE_BYTES);
         records = records.min(bytes / RECORD_BYTES);
     }
     (records as u32, bytes as u32)
@@ -166,7 +168,8 @@ mod tests {
         assert_eq!(size(0, 0, 3), (PAGE_RECORDS, PAGE_BYTES), "unlimited");
         assert_eq!(size(20_000, 0, 3), (PAGE_RECORDS, PAGE_BYTES));
         assert_eq!(size(10, 0, 3), (20, PAGE_BYTES));
-        assert_eq!(size(0, 300_000, 3), (1000, 200_000), "of all replicas together");
+        assert_eq!(size(0, 90_000, 3), (468, 60_000), "of all replicas together");
+        assert_eq!(size(0, 1 << 30, 3), (1000, STEADY_PAGE_BYTES as u32), "a little at a time");
         assert_eq!(size(0, 1, 5), (32, 4096), "but never next to nothing");
     }
 }

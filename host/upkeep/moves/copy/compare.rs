@@ -16,6 +16,8 @@ use crate::sweep::RECORD_BYTES;
 
 /// Bytes of the records of which a page has the fingerprints, of every replica: a node reads them in about a millisecond.
 const PAGE: u32 = 256 << 10;
+/// What a node reads to make fingerprints counts for this part of what is read from it: nothing of it travels.
+const HASHED: u64 = 4;
 /// Parts that are found in a range before the rest of it is read whole: each is asked for by itself.
 const PARTS: usize = 64;
 /// With fewer records between them that are level, two parts are one: reading these costs less than asking once more.
@@ -97,6 +99,8 @@ impl<W: World> Walk<'_, W> {
                             Err(_) => None,
                             Ok(Page { found, next, .. }) => {
                                 read += RECORD_BYTES * found.len() as u64;
+                                // A page that is not the last one may have so many bytes of records, which the node has read and hashed.
+                                read += u64::from(bytes) / HASHED * u64::from(next.is_some());
                                 join.page(*index, found, next).ok()
                             }
                         };
