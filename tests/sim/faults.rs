@@ -120,12 +120,12 @@ fn recorded_in_scenes(fault: Fault) -> Option<&'static str> {
 fn recorded_of_moves(fault: Fault) -> Option<&'static str> {
     match fault {
         Fault::MoveCountsUnion => Some("split:21"),
-        Fault::MoveReadsNewOnly => Some("split:0"),
-        Fault::MoveReadsOldOnly => Some("split:39"),
+        Fault::MoveReadsNewOnly => Some("split:1"),
+        Fault::MoveReadsOldOnly => Some("split:50"),
         Fault::MoveWritesNewOnly => Some("split:0"),
         Fault::MoveWritesOldOnly => Some("split:1"),
         Fault::MoveNewInForceEarly => Some("split:0"),
-        Fault::MoveDeltaSkipped => Some("split:164"),
+        Fault::MoveDeltaSkipped => Some("split:0"),
         Fault::HookInForceEarly => Some("swaps:0"),
         Fault::HookFromNewest => Some("swaps:0"),
         Fault::SwapDeltaSkipped => Some("swaps:74"),

@@ -16,6 +16,7 @@ use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::{Clock, Collect, Replicas, Reply};
 use witan_kernel::quorum::PATIENCE_MICROS;
+use witan_kernel::record::Fingerprint;
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
 use witan_kernel::scan::{Clear, Cleared, Dropped, Page, Ranges, Scan, Standing};
 use witan_peer::Lanes;
