@@ -198,6 +198,10 @@ fn about_a_percentage_of_the_keys_has_the_canary() {
     assert!((2_300..2_700).contains(&keys().filter(|key| canary.answers_for(key.as_bytes())).count()));
     let shadow = trial(Mode::Shadow, 25);
     assert!((2_300..2_700).contains(&(0..10_000).filter(|number| shadow.is_sampled(*number)).count()));
+    // As many in a hundred as it says: the last one has neither.
+    assert!(!keys().all(|key| trial(Mode::Canary, 99).answers_for(key.as_bytes())));
+    assert!(!(0..10_000).all(|number| trial(Mode::Shadow, 99).is_sampled(number)));
+    assert!((0..10_000).all(|number| trial(Mode::Shadow, 100).is_sampled(number)));
     // Programs of several versions serve one cluster, and must ask about the same keys.
     let first: Vec<String> = keys().filter(|key| canary.answers_for(key.as_bytes())).take(4).collect();
     assert_eq!(first, ["user:5", "user:7", "user:13", "user:17"]);

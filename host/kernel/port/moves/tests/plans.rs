@@ -215,8 +215,11 @@ fn a_factor_is_wished_for_within_the_limits_and_one_at_a_time() {
     assert!(place.plan_of(Some(&one), factor("t", 2)).is_ok(), "of another tenant, and something else");
     place.open.push(on_record(8, factor("t", 1)));
     assert_says(place.plan_of(Some(&one), factor("t", 2)), "Conflict", "under way, number 8");
-    place.open[2].status = MigrationStatus::Completed;
+    place.open[2].cancel_requested = true;
+    assert_says(place.plan_of(Some(&one), factor("t", 1)), "Conflict", "under way, number 8");
+    place.open[2] = Migration { status: MigrationStatus::Completed, ..on_record(8, factor("t", 1)) };
     assert!(place.plan_of(Some(&one), factor("t", 2)).is_ok());
+    assert!(place.plan_of(Some(&one), factor("t", 1)).is_ok(), "the same as one that has ended is a new one");
 }
 
 #[test]
