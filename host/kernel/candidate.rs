@@ -301,7 +301,7 @@ impl Trial {
             return wrong("bounds.steps", "a shadow has none".into(), "leave them out, or bind a canary");
         }
         // A canary that has climbed is at one of its steps.
-        let begins = bounds.steps.first().is_none_or(|first| percent < first) || bounds.steps.contains(percent);
+        let begins = bounds.steps.first().is_none_or(|first| percent <= first) || bounds.steps.contains(percent);
         let ascends = begins && bounds.steps.is_sorted_by(|before, step| before < step);
         if bounds.steps.len() > STEPS || !ascends || bounds.steps.iter().any(|step| *step > 99) {
             let remedy = "use at most 16 percentages up to 99, each above the one before and none below `percent`";

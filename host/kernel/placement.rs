@@ -190,6 +190,16 @@ mod tests {
     }
 
     #[test]
+    fn replicas_are_the_same_in_any_order() {
+        let is_same = |old: &[u32], new: &[u32]| {
+            let nodes = |of: &[u32]| of.iter().map(|n| node(*n)).collect();
+            Both { tokens: (0, 1), old: nodes(old), new: nodes(new) }.is_same()
+        };
+        assert!(is_same(&[1, 2, 3], &[3, 1, 2]));
+        assert!(!is_same(&[1, 2, 3], &[1, 2]) && !is_same(&[1, 2], &[1, 2, 3]) && !is_same(&[1, 2, 3], &[1, 2, 4]));
+    }
+
+    #[test]
     fn what_was_not_read_is_no_quorum() {
         assert_eq!((1..=5).map(sources_needed).collect::<Vec<_>>(), [1, 1, 2, 2, 3]);
     }

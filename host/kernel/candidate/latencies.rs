@@ -40,7 +40,7 @@ impl Latencies {
         let (mut left, all) = (0, self.count());
         for (index, counted) in self.0.iter().enumerate() {
             left += u64::from(*counted);
-            if all > 0 && left * 1000 >= all * permille {
+            if left * 1000 >= all * permille {
                 return upper(index);
             }
         }
@@ -128,6 +128,7 @@ mod tests {
         latencies.record(5_000);
         assert!((100..125).contains(&latencies.at_permille(990)), "{}", latencies.at_permille(990));
         assert!((5_000..6_250).contains(&latencies.at_permille(1000)));
+        assert_eq!(latencies.counted().collect::<Vec<_>>(), [(22, 99), (44, 1)], "those that are not empty");
         let read = Latencies::of(latencies.counted());
         assert_eq!(read, latencies);
         let mut twice = latencies.clone();

@@ -31,7 +31,10 @@ fn a_trial_that_cannot_be_made_names_the_field() {
     assert_eq!(with(&|it| it.bounds.window_s = 4), Some("bounds.window_seconds"));
     assert_eq!(with(&|it| it.bounds.window_s = 601), Some("bounds.window_seconds"));
     assert_eq!(with(&|it| it.bounds.least_answers = 0), Some("bounds.least_answers"));
+    assert_eq!(with(&|it| it.bounds.least_answers = LEAST_ANSWERS), None);
+    assert_eq!(with(&|it| it.bounds.least_answers = LEAST_ANSWERS + 1), Some("bounds.least_answers"));
     assert_eq!(with(&|it| it.bounds.steps = vec![20, 50, 99]), None);
+    assert_eq!(with(&|it| it.bounds.steps = (11..).take(STEPS).collect()), None);
     assert_eq!(with(&|it| it.bounds.steps = vec![10, 20]), None, "it begins at its first step");
     for steps in [vec![5, 20], vec![50, 20], vec![20, 20], vec![100], (11..=27).collect()] {
         assert_eq!(with(&|it| it.bounds.steps.clone_from(&steps)), Some("bounds.steps"), "{steps:?}");
@@ -40,6 +43,49 @@ fn a_trial_that_cannot_be_made_names_the_field() {
     assert_eq!(with(&|it| it.promote_after_s = Some(0)), Some("promote_after_seconds"));
     assert_eq!(with(&|it| it.promote_after_s = Some(PROMOTE_AFTER_S + 1)), Some("promote_after_seconds"));
     assert_eq!(with(&|it| it.promote_after_s = Some(PROMOTE_AFTER_S)), None);
+}
+
+#[test]
+fn everything_that_was_seen_is_added() {
+    let mut first =
+        Seen { answered: 1, faulted: 2, refused: 3, compared: 4, differing: 5, undetermined: 6, ..Seen::default() };
+    first.latencies.record(1);
+    let mut sum = Seen {
+        answered: 10,
+        faulted: 20,
+        refused: 30,
+        compared: 40,
+        differing: 50,
+        undetermined: 60,
+        ..Seen::default()
+    };
+    sum.latencies.record(2);
+    sum.add(&first);
+    let mut expected = Seen {
+        answered: 11,
+        faulted: 22,
+        refused: 33,
+        compared: 44,
+        differing: 55,
+        undetermined: 66,
+        ..Seen::default()
+    };
+    expected.latencies.record(1);
+    expected.latencies.record(2);
+    assert_eq!((sum.asked(), sum), (66, expected));
+}
+
+#[test]
+fn a_finding_says_what_was_seen_and_what_is_allowed() {
+    for (finding, says) in [
+        (Finding::Faults { faulted: 2, asked: 10, bound: 100 }, "failed on 2 of 10 questions; 100 of 1,000"),
+        (Finding::Refused { refused: 3, asked: 10, bound: 200 }, "did not answer 3 of 10 questions; 200 of 1,000"),
+        (Finding::Slow { p99_us: 9, bound: 7 }, "is 9 us; 7 us are allowed"),
+        (Finding::Differing { differing: 4, compared: 10, bound: 300 }, "4 of 10 answers differ"),
+        (Finding::Undetermined, "different answers to equal questions"),
+    ] {
+        assert!(finding.to_string().contains(says), "{finding}");
+    }
 }
 
 #[test]
@@ -152,6 +198,10 @@ fn about_a_percentage_of_the_keys_has_the_canary() {
     assert!((2_300..2_700).contains(&keys().filter(|key| canary.answers_for(key.as_bytes())).count()));
     let shadow = trial(Mode::Shadow, 25);
     assert!((2_300..2_700).contains(&(0..10_000).filter(|number| shadow.is_sampled(*number)).count()));
+    // As many in a hundred as it says: the last one has neither.
+    assert!(!keys().all(|key| trial(Mode::Canary, 99).answers_for(key.as_bytes())));
+    assert!(!(0..10_000).all(|number| trial(Mode::Shadow, 99).is_sampled(number)));
+    assert!((0..10_000).all(|number| trial(Mode::Shadow, 100).is_sampled(number)));
     // Programs of several versions serve one cluster, and must ask about the same keys.
     let first: Vec<String> = keys().filter(|key| canary.answers_for(key.as_bytes())).take(4).collect();
     assert_eq!(first, ["user:5", "user:7", "user:13", "user:17"]);

@@ -99,6 +99,11 @@ mod tests {
         assert_eq!(throttle.rate(2 * SECOND + 1, 4 * LEAST, || true), 4 * LEAST);
         assert_eq!(throttle.rate(3 * SECOND, 0, || true), 0);
         assert_eq!(throttle.rate(3 * SECOND + 1, 4 * LEAST, || true), 2 * LEAST);
+        // Once all that is allowed is used again, more that is allowed is used at once.
+        let mut throttle = Throttle::default();
+        let rates: Vec<u64> = (1..=5).map(|n| throttle.rate(n * SECOND, 8 * LEAST, || n == 1) / LEAST).collect();
+        assert_eq!(rates, [4, 5, 6, 7, 8]);
+        assert_eq!(throttle.rate(5 * SECOND + 1, 16 * LEAST, || true), 16 * LEAST);
     }
 
     proptest! {

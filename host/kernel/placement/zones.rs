@@ -16,7 +16,7 @@ pub fn lost_with_each(members: &[Member], replication_factor: u8) -> BTreeMap<Zo
         for (zone, share) in &mut lost {
             let left = of.iter().filter(|of| **of != zone).count();
             if left < needed {
-                *share += ((range.to - range.from) as f64 + 1.0) / 2f64.powi(64);
+                *share += (range.to - range.from) as f64 / 2f64.powi(64);
             }
         }
     }

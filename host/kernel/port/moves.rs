@@ -450,7 +450,7 @@ impl OnRecord<'_> {
                 self.next_ring(&mut plan, |members| members.push(node.member()));
                 plan.node = Some(StorageNode { status: NodeStatus::Active, ..node });
             }
-            PlacementChange::UpdateNode { node, virtual_nodes, zone } if self.is_member(node) => {
+            PlacementChange::UpdateNode { virtual_nodes, zone, .. } => {
                 self.plan_no_update(&mut plan, of, virtual_nodes.is_some(), zone.is_some());
             }
             PlacementChange::ReplaceStore { node, .. } => self.plan_keeping(&mut plan, &of.change, node)?,
@@ -468,7 +468,7 @@ impl OnRecord<'_> {
                 self.plan_no_generation(&mut plan, *generation, now_ms)?
             }
             // The node was removed, or added, while nothing was stored: what this change has made is gone already.
-            PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => {}
+            PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } => {}
         }
         Ok(Some(plan))
     }

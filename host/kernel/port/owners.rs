@@ -139,6 +139,7 @@ mod tests {
     #[test]
     fn a_name_means_one_plugin_for_a_tenant() {
         let all = [plugin("", "union", 1), plugin("a", "cart", 2)];
+        assert_eq!([all[0].owner_text(), all[1].owner_text()], ["", "a"]);
         assert_eq!(may(&plugin("", "union", 3), &all), Ok(()), "another version");
         assert_eq!(may(&plugin("b", "cart", 3), &all), Ok(()), "tenants do not notice each other");
         assert_eq!(may(&plugin("b", "cart", 2), &all), Ok(()), "even if it is the same component");

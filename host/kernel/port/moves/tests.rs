@@ -1,4 +1,4 @@
-use super::replaces::{Fate, PlannedStore, fate};
+use super::replaces::{Fate, PlannedStore, fate, fewest_others, too_few_sources};
 use super::*;
 use crate::name::{StoreId, Zone};
 use crate::port::{NodeOnRecord, RingOnRecord, StoreState};
@@ -262,8 +262,13 @@ impl Place {
         let Some((version, members)) = plan.ring.clone() else { return };
         self.placement.rings.push(RingOnRecord { version, members });
         let node = plan.node.as_ref().expect("a node");
-        let mut nodes = self.placement.nodes.iter_mut().map(|known| &mut known.node);
-        nodes.find(|known| known.id == node.id).expect("known").clone_from(node);
+        match self.placement.nodes.iter_mut().find(|known| known.node.id == node.id) {
+            Some(known) => known.node.clone_from(node),
+            None => {
+                let like = self.placement.nodes[0].clone();
+                self.placement.nodes.push(NodeOnRecord { node: node.clone(), ..like });
+            }
+        }
     }
 
     fn change(&mut self, change: PlacementChange) -> Result<u64, StoreError> {
@@ -398,3 +403,5 @@ fn no_store_is_replaced_of_a_node_that_changes_its_place() {
     place.change(update("b", Some(4), None)).unwrap();
     place.take_back(replaced).expect("the ring does not rest on it");
 }
+
+mod plans;
