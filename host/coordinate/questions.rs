@@ -1,7 +1,7 @@
 //! Questions for plugins, found among the keys that a tenant has now: conflicts, and where keys belong. Nothing is changed or repaired.
 //!
 //! Keys are listed as for a client, and a key that is read is an operation of the tenant like any other, so that looking for questions
-//! takes no more of the cluster than the tenant itself may take.
+//! takes as much of the cluster as the tenant itself may take.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

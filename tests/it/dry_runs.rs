@@ -145,7 +145,7 @@ async fn what_cannot_be_tried_is_refused_with_the_field_and_the_remedy() {
     }
 }
 
-/// It loops for as long as any call may, is told, and takes no more than a tenth of a core; and clients that go away leave nothing behind.
+/// It loops for as long as any call may, is counted, and takes a tenth of a core at most; and clients that go away leave nothing behind.
 #[tokio::test]
 async fn a_hostile_plugin_is_told_of_and_clients_that_go_away_leave_their_turns() {
     let scene = Scene::start().await;

@@ -123,7 +123,7 @@ async fn of_a_routing_hook_it_is_said_how_many_keys_would_move() {
     assert_eq!(found.cases[0].tried, r#"partition "p", read from y, x"#);
 }
 
-/// Each question may take as long as any call may, and no more; and they are spread over time.
+/// Each question may take as long as any call, and they are spread over time.
 #[tokio::test]
 async fn a_guest_that_never_ends_is_stopped_and_told_and_the_run_ends_in_time() {
     let world = World::with(brief());
