@@ -15,7 +15,7 @@ use witan_kernel::question::Found;
 use super::status::report;
 
 /// What is found, one after the other, as it is wanted.
-pub type Findings = Pin<Box<dyn Stream<Item = Result<Found, Status>> + Send>>;
+pub(crate) type Findings = Pin<Box<dyn Stream<Item = Result<Found, Status>> + Send>>;
 
 /// Finds questions for plugins.
 pub trait Ask: Send + Sync + 'static {
