@@ -20,6 +20,7 @@ mod migrations;
 mod nodes;
 pub mod origin;
 pub mod page_token;
+pub(crate) mod questions;
 pub mod server;
 pub mod session;
 pub(crate) mod status;

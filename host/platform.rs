@@ -1,8 +1,10 @@
 //! The plugin platform as an API: the edge that knows the plugin host. It decodes, calls and encodes with the means of `grpc`.
 
 mod candidates;
+mod dry_run;
 mod keys;
 mod library;
+mod logs;
 mod swap;
 
 use std::pin::Pin;
@@ -24,6 +26,7 @@ use crate::access::caller::Caller;
 use crate::grpc::convert::timeout;
 use crate::grpc::guard::{caller, denied, while_good};
 use crate::grpc::kept::{Admit, Kept, listed, usage};
+use crate::grpc::questions::Ask;
 use crate::grpc::status::{invalid, refused, store_report};
 use crate::grpc::tenants;
 use candidates::How;
@@ -38,15 +41,24 @@ pub struct PluginApi {
     host: PluginHost,
     catalog: Arc<Catalog>,
     answers: Arc<dyn Admit>,
+    questions: Arc<dyn Ask>,
     /// Turns of uploads.
     uploads: Turns,
+    dry_runs: Turns,
     now_ms: fn() -> u64,
 }
 
 impl PluginApi {
-    /// A service over `host` for the tenants of `catalog`, whose answers have room among `answers`. `now_ms`: Unix time.
-    pub fn new(host: PluginHost, catalog: Arc<Catalog>, answers: Arc<dyn Admit>, now_ms: fn() -> u64) -> Self {
-        Self { host, catalog, answers, uploads: Turns::new(TurnLimits::UPLOADS), now_ms }
+    /// A service over `host` for the tenants of `catalog`, whose answers have room in `coordinator`, and whose keys are there.
+    /// `now_ms`: Unix time.
+    pub fn new<C: Admit + Ask>(
+        host: PluginHost,
+        catalog: Arc<Catalog>,
+        coordinator: Arc<C>,
+        now_ms: fn() -> u64,
+    ) -> Self {
+        let (uploads, dry_runs) = (Turns::new(TurnLimits::UPLOADS), Turns::new(TurnLimits::DRY_RUNS));
+        Self { host, catalog, answers: coordinator.clone(), questions: coordinator, uploads, dry_runs, now_ms }
     }
 
     /// A turn for a change of a binding; those for all tenants (`None`) are for operators.
@@ -258,6 +270,22 @@ impl PluginService for PluginApi {
         let bound = binding(&view.binding);
         let answer = candidates::report(view, bound, candidates::may_read(&caller));
         listed(&*self.answers, &usage, caller.credential().tenant(), answer)
+    }
+
+    type TailPluginLogsStream = logs::Lines;
+
+    async fn tail_plugin_logs(
+        &self,
+        request: Request<v1::TailPluginLogsRequest>,
+    ) -> Result<Response<Self::TailPluginLogsStream>, Status> {
+        self.tail(request)
+    }
+
+    async fn try_plugin(
+        &self,
+        request: Request<v1::TryPluginRequest>,
+    ) -> Result<Response<v1::TryPluginResponse>, Status> {
+        self.run_dry(request).await
     }
 
     async fn add_signing_key(

@@ -496,6 +496,12 @@ class Tour:
         assert report.active.calls > 0 and report.HasField("candidate"), report
         ended = self.plugins.DiscardCandidate(tenant_id=tenant, hook=hook)
         assert not ended.binding.HasField("candidate"), ended
+        dry = self.plugins.TryPlugin(tenant_id=tenant, hook=hook, plugin=digest, sample=10)
+        assert (dry.source, dry.asked, dry.differing, dry.complete) == ("conflicts", 1, 1, True), dry
+        assert dry.cases[0].key == b"cart" and dry.cases[0].tried == "keeps all", dry.cases
+        say(f"asked set-union without binding it: {dry.differing} of {dry.asked} answers differ from {dry.in_force[:22]}...")
+        lines = [line for batch in self.plugins.TailPluginLogs(tenant_id=tenant, hook=hook) for line in batch.lines]
+        say(f"the resolver has logged {len(lines)} lines")
         promote = lambda: self.plugins.PromoteBinding(tenant_id=tenant, hook=hook)
         refusal(promote, "NOT_FOUND", "CANDIDATE_NOT_FOUND")
         history = self.plugins.GetBindingHistory(tenant_id=tenant, hook=hook).entries

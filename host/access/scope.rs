@@ -207,7 +207,7 @@ const fn streaming(path: &'static str, need: Need, effect: Effect) -> Rule {
 }
 
 /// Every call of every server of a coordinator, the most frequent first.
-pub static RULES: [Rule; 48] = [
+pub static RULES: [Rule; 50] = [
     rule("/witan.v1.CoordinatorService/ReadKeyValue", READ, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/WriteKeyValue", WRITE, Effect::Keys).of_at_most(VALUE_MESSAGE_BYTES),
     rule("/witan.v1.CoordinatorService/DeleteKeyValue", WRITE, Effect::Keys),
@@ -246,6 +246,9 @@ pub static RULES: [Rule; 48] = [
     rule("/witan.v1.PluginService/DiscardCandidate", ADMIN_OR_OPERATOR, Effect::Catalog),
     rule("/witan.v1.PluginService/GetBindingHistory", ADMIN_OR_OPERATOR, Effect::Nothing),
     rule("/witan.v1.PluginService/GetBindingReport", ADMIN_OR_OPERATOR, Effect::Nothing),
+    // It changes nothing, and is recorded all the same: it shows values to whoever may read them, and costs what many reads cost.
+    rule("/witan.v1.PluginService/TryPlugin", ADMIN_OR_OPERATOR, Effect::Catalog),
+    streaming("/witan.v1.PluginService/TailPluginLogs", ADMIN_OR_OPERATOR, Effect::Nothing),
     streaming("/witan.v1.PluginService/WatchPluginEvents", ADMIN_OR_OPERATOR, Effect::Nothing),
     rule("/witan.v1.PluginService/AddSigningKey", ADMIN_OR_OPERATOR, Effect::Catalog),
     rule("/witan.v1.PluginService/ListSigningKeys", ADMIN_OR_OPERATOR, Effect::Nothing),

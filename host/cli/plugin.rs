@@ -1,10 +1,12 @@
 //! `witan plugin`: components, bindings, events.
 
 mod candidates;
+mod dry_run;
 mod fenced;
 mod keys;
 pub mod kit;
 mod library;
+mod logs;
 mod sign;
 
 use std::path::Path;
@@ -124,6 +126,12 @@ pub enum Command {
     /// Show how a plugin and its candidate do
     #[command(after_help = candidates::REPORT_EXAMPLES)]
     Report(candidates::Reported),
+    /// Ask a plugin about what a tenant has, and show where it answers differently from what is bound; nothing changes
+    #[command(after_help = dry_run::EXAMPLES)]
+    Try(dry_run::Try),
+    /// Show what a binding's plugin has logged
+    #[command(after_help = logs::EXAMPLES)]
+    Logs(logs::Logs),
     /// Show the uploaded plugins
     #[command(after_help = library::LIST_EXAMPLES)]
     List {
@@ -318,6 +326,8 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
         Command::Discard(slot) => candidates::discard(global, slot).await,
         Command::History(slot) => candidates::history(global, slot).await,
         Command::Report(slot) => candidates::report(global, slot).await,
+        Command::Try(args) => dry_run::run(global, args).await,
+        Command::Logs(args) => logs::run(global, args).await,
         Command::List { tenant } => library::list(global, tenant).await,
         Command::Show(named) => library::show(global, named).await,
         Command::Bindings { tenant } => bindings(global, tenant).await,
@@ -346,12 +356,17 @@ pub async fn bind(global: &Global, args: Bind) -> anyhow::Result<BindPluginRespo
     Ok(answer.map_err(Problem::of(Deed::Bind))?.into_inner())
 }
 
+/// Reads a plugin's configuration, if one is given.
+async fn configuration(source: Option<Source>) -> anyhow::Result<Bytes> {
+    match source {
+        Some(source) => Ok(tokio::task::spawn_blocking(move || source.read(&CONFIGURATION)).await??),
+        None => Ok(Bytes::new()),
+    }
+}
+
 async fn bind_request(bind: Bind) -> anyhow::Result<BindPluginRequest> {
     let (mode, bounds) = (candidates::mode(&bind), candidates::bounds(&bind));
-    let configuration = match bind.configuration {
-        Some(source) => tokio::task::spawn_blocking(move || source.read(&CONFIGURATION)).await??,
-        None => Bytes::new(),
-    };
+    let configuration = configuration(bind.configuration).await?;
     Ok(BindPluginRequest {
         tenant_id: bind.tenant.unwrap_or_default(),
         hook: spelling(Some(bind.hook)),

@@ -32,6 +32,9 @@ impl TurnLimits {
     /// Uploads of plugins, each of which holds one of the plugin host's 64 places until its component is compiled: tenants leave some to
     /// operators, and one tenant leaves most of them to others.
     pub const UPLOADS: Self = Self { of_tenant: 4, of_tenants: 48, of_operators: 64 };
+    /// Dry runs of plugins, each of which keeps two instances with their memories for as long as its client waits, and shares one thread
+    /// with the others.
+    pub const DRY_RUNS: Self = Self { of_tenant: 1, of_tenants: 4, of_operators: 4 };
     /// Look-ups, each of which reads a few rows: clients that start at the same time ask for their tenant at the same time.
     pub const LOOKUPS: Self = Self { of_tenant: 64, of_tenants: 256, of_operators: 256 };
 }

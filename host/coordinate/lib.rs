@@ -8,7 +8,8 @@
 //! Reading order: `request` (requests and responses), `change` and `read` (an operation from start to end), `plan` (which replicas are
 //! asked), `following` (up to where it knows what it is planned from), `lines` (operations that wait for others on their key), `exchange`
 //! and `mailbox` (requests and answers), `missed` (replicas that lack a change), `register`, `siblings`, `repair`, `collapse`,
-//! `idempotency`, `keys`, `admission` and `load`, `room` and `answers`, `metrics`.
+//! `idempotency`, `keys`, `questions` (what plugins are asked apart from operations), `admission` and `load`, `room` and `answers`,
+//! `metrics`.
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -27,6 +28,7 @@ mod mailbox;
 mod metrics;
 mod missed;
 mod plan;
+mod questions;
 mod read;
 mod register;
 mod repair;
@@ -61,6 +63,7 @@ pub use lines::{Line, Lines};
 pub use metrics::Metrics;
 pub use missed::{MissedChanges, NothingNoted};
 pub use plan::{PartitionKey, Places};
+pub use questions::Questions;
 pub use request::{ReadAnswer, ReadRequest, Rendering, WriteRequest, Written};
 pub use room::RoomPermit;
 

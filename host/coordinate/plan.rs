@@ -166,7 +166,7 @@ impl<W: World> Coordinator<W> {
     ///
     /// # Errors
     /// [`Failure::TooFewNodes`]; [`Failure::StaleEpoch`] when the version of the ring is not known here (yet).
-    fn replicas(&self, placed: Placed, token: u64) -> Result<Preference, Failure> {
+    pub(super) fn replicas(&self, placed: Placed, token: u64) -> Result<Preference, Failure> {
         let rings = self.rings.load();
         let ring = rings.version(placed.ring).ok_or(Failure::StaleEpoch)?;
         let (replicas, wanted) = (ring.replicas(token, placed.replication_factor), placed.replication_factor);
@@ -192,12 +192,12 @@ impl<W: World> Coordinator<W> {
     }
 
     /// The states for a consistency policy, with the requests in flight made [`coarse`].
-    fn coarse_states(&self, replicas: &[NodeId]) -> PerReplica<ReplicaState> {
+    pub(super) fn coarse_states(&self, replicas: &[NodeId]) -> PerReplica<ReplicaState> {
         let recent = replicas.iter().map(|node| self.ports.replicas.recent_state(node));
         recent.map(|state| ReplicaState { in_flight: coarse(state.in_flight), ..state }).collect()
     }
 
-    fn zones(&self, replicas: &[NodeId]) -> PerReplica<Option<Zone>> {
+    pub(super) fn zones(&self, replicas: &[NodeId]) -> PerReplica<Option<Zone>> {
         replicas.iter().map(|node| self.ports.replicas.zone(node)).collect()
     }
 
@@ -208,16 +208,8 @@ impl<W: World> Coordinator<W> {
         if !plan.hooks.has_routing() {
             return order;
         }
-        let replicas = &self.ports.replicas;
-        let candidate = |(node, state): (&NodeId, &ReplicaState)| ReadReplica {
-            node: node.clone(),
-            state: *state,
-            load: coarse(replicas.recent_state(node).in_flight),
-            zone: replicas.zone(node),
-        };
         let asked = usize::from(plan.route.asked());
-        let candidates: PerReplica<ReadReplica> =
-            plan.replicas().iter().take(asked).zip(states).map(candidate).collect();
+        let candidates = self.read_replicas(plan.replicas().iter().take(asked), states);
         let zone = self.defaults.zone.as_ref();
         let Asked::Answered { answer, .. } = plan.hooks.prefer(&plan.place.key, &candidates, zone) else {
             return order;
@@ -229,6 +221,22 @@ impl<W: World> Coordinator<W> {
             }
         }
         preferred
+    }
+
+    /// Replicas of a key as a routing hook knows them.
+    pub(super) fn read_replicas<'a>(
+        &self,
+        nodes: impl Iterator<Item = &'a NodeId>,
+        states: &[ReplicaState],
+    ) -> PerReplica<ReadReplica> {
+        let replicas = &self.ports.replicas;
+        let candidate = |(node, state): (&NodeId, &ReplicaState)| ReadReplica {
+            node: node.clone(),
+            state: *state,
+            load: coarse(replicas.recent_state(node).in_flight),
+            zone: replicas.zone(node),
+        };
+        nodes.zip(states).map(candidate).collect()
     }
 
     /// A tenant that is not deleted, from the cache if it is there.
@@ -258,7 +266,7 @@ impl<W: World> Coordinator<W> {
         arrived.saturating_add(self.timeout(operation, asked).as_micros() as u64)
     }
 
-    fn timeout(&self, operation: Operation, asked: Option<Duration>) -> Duration {
+    pub(super) fn timeout(&self, operation: Operation, asked: Option<Duration>) -> Duration {
         let default = match operation {
             Operation::Read => self.timeouts.load().read,
             Operation::Write | Operation::Delete => self.timeouts.load().write,
@@ -392,7 +400,7 @@ fn place(
 }
 
 /// The order in which replicas are read without a routing hook.
-fn native_order(asked: u8, states: &[ReplicaState]) -> PerReplica<u8> {
+pub(super) fn native_order(asked: u8, states: &[ReplicaState]) -> PerReplica<u8> {
     let mut order: PerReplica<u8> = (0..asked).collect();
     order.sort_by_key(|replica| {
         let state = &states[usize::from(*replica)];

@@ -10,8 +10,8 @@
 //!    behind.
 //! 4. [`quorum`], [`age`]: when an operation is done, and how late a change of it may be stored.
 //! 5. [`idempotency`]: one effect per idempotency key.
-//! 6. [`hook`], [`candidate`], [`replica`], [`condition`], [`port`], [`capability`], [`durability`], [`failure`]: the interfaces to
-//!    plugins, replicas, stores and clients.
+//! 6. [`hook`], [`question`], [`candidate`], [`replica`], [`condition`], [`port`], [`capability`], [`durability`], [`failure`]: the
+//!    interfaces to plugins, replicas, stores and clients.
 //! 7. [`fault`]: rules that the simulation breaks on purpose.
 //! 8. [`backoff`], [`sync`], [`hexadecimal`]: what every room needs when it retries, locks, or shows bytes.
 
@@ -38,6 +38,7 @@ pub mod limit;
 pub mod name;
 pub mod placement;
 pub mod port;
+pub mod question;
 pub mod quorum;
 pub mod recent;
 pub mod record;

@@ -191,7 +191,7 @@ fn late(within: Duration) -> Status {
     refused(Code::DeadlineExceeded, "DEADLINE", message)
 }
 
-fn info(artifact: &Artifact) -> v1::PluginInfo {
+pub(super) fn info(artifact: &Artifact) -> v1::PluginInfo {
     v1::PluginInfo {
         digest: artifact.digest.to_string(),
         name: artifact.name.clone(),

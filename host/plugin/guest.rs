@@ -10,6 +10,7 @@ use witan_kernel::name::TenantId;
 use crate::engine::Ticks;
 use crate::fault::{GrowthLimit, Timeout, shorten};
 use crate::limit::{self, Budget};
+use crate::lines::Severity;
 use crate::metrics::Counters;
 
 /// What an instance is there for.
@@ -21,15 +22,6 @@ pub(crate) struct Serves {
     pub(crate) tenant: Option<TenantId>,
     /// Where its calls are counted.
     pub(crate) counters: Arc<Counters>,
-}
-
-/// The severity of a line that a guest logs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Severity {
-    Debug,
-    Info,
-    Warn,
-    Error,
 }
 
 /// A store's data.
@@ -50,12 +42,15 @@ impl Guest {
 
     /// Writes a line of the guest to the log.
     pub(crate) fn log_line(&mut self, severity: Severity, message: &str) {
-        let HostCalls { serves: Serves { by, counters, .. }, ticks } = &self.host;
+        let HostCalls { serves: Serves { by, counters, tenant }, ticks } = &self.host;
         if !counters.may_log(ticks.now() / 1000) {
             counters.lines_dropped();
             return;
         }
         let (plugin, message) = (&**by, shorten(message));
+        if let Some(log) = counters.log() {
+            log.push(by.clone(), tenant.clone(), severity, message.clone());
+        }
         match severity {
             Severity::Debug => tracing::debug!(target: "witan::plugin", plugin, "{message}"),
             Severity::Info => tracing::info!(target: "witan::plugin", plugin, "{message}"),

@@ -11,9 +11,10 @@
 //! 5. `describe`, `probe`: its description of itself, and tests of its answers before anything depends on them; [`signature`]: who vouches
 //!    for it; `inspect` for tools.
 //! 6. [`binding`], `tenant`, `breaker`, `cpu`, `answers`, `fair`, `resolvers`, `snapshot`: which version answers for which tenant, in whose
-//!    turn, and what happens when it fails; [`candidate`], `tried`: what is tried beside it; [`history`]: what has become of a slot.
-//! 7. `upload`, [`registry`]: [`PluginHost`], which puts a version in force; `folder` watches for new components; [`event`] and [`metrics`]
-//!    report what happened; [`error`] says why a change was not made.
+//!    turn, and what happens when it fails; [`candidate`], `tried`: what is tried beside it; [`dry_run`], `recent`: what another version
+//!    would answer to the same; [`history`]: what has become of a slot.
+//! 7. `upload`, [`registry`]: [`PluginHost`], which puts a version in force; `folder` watches for new components; [`event`], [`metrics`]
+//!    and [`lines`] report what happened; [`error`] says why a change was not made.
 //! 8. [`trial`]: a component and its author, without any of 6 and 7.
 //!
 //! Invariants: an instance serves one tenant and one binding. A call is bounded in time, memory, stack and in the size of its result. A
@@ -33,6 +34,7 @@ mod cpu;
 mod describe;
 pub mod digest;
 mod disk;
+pub mod dry_run;
 mod effort;
 mod engine;
 pub mod error;
@@ -46,9 +48,11 @@ mod images;
 mod inspect;
 mod instance;
 pub mod limit;
+pub mod lines;
 pub mod metrics;
 mod pool;
 mod probe;
+mod recent;
 mod refusals;
 pub mod registry;
 mod resolvers;

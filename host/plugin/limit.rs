@@ -36,6 +36,14 @@ pub const TEXT_BYTES: usize = 512;
 pub const ISSUES: usize = 16;
 /// Log lines per second of one version of a binding, of all its instances together: a plugin must not flood the coordinator's log.
 pub const LINES_PER_SECOND: u32 = 10;
+/// Lines of a plugin that are kept in memory for those who may see its binding: what a person reads.
+pub const LOG_LINES: usize = 200;
+/// Most bytes of a binding's lines: a hundred of the longest.
+pub const LOG_BYTES: usize = 64 << 10;
+/// Most bytes of the lines of all bindings. Above it, a binding that logs another line loses its oldest, until it has only that one.
+pub const LOGS_BYTES: usize = 16 << 20;
+/// Lines that a reader is handed at once: at most 32 KiB.
+pub const LOG_BATCH: usize = 50;
 /// Most gauges of one binding: each is kept in memory for as long as its version.
 pub const GAUGES: usize = 16;
 /// Most questions that may wait for one tenant's resolver: a sixteenth of [`RESOLVER_QUEUE`], so that a slow one leaves room for others.
@@ -49,6 +57,11 @@ pub const SHADOW_QUEUE: usize = 64;
 /// Most bytes of the siblings in a question that a shadow is asked, so that what waits for its thread, after the reads have been answered
 /// and their share of the memory is free again, has 64 MiB at most.
 pub const SHADOW_BYTES: usize = 1 << 20;
+/// Questions of a policy that are kept for those who try another version: enough for a comparison, and with [`RECENT_KEY_BYTES`] at most 48
+/// KiB for each tenant that is kept warm.
+pub const RECENT_QUESTIONS: usize = 64;
+/// Longest key of a question that is kept, in bytes: nearly all keys are shorter.
+pub const RECENT_KEY_BYTES: usize = 256;
 /// Most bytes of the siblings in one tenant's questions that wait or are being answered: those of the two largest records.
 pub const RESOLVER_TENANT_BYTES: usize = 2 * RECORD_BYTES;
 /// The same for all tenants together: four that take all they may leave nothing, and the next question keeps all siblings.

@@ -1,8 +1,8 @@
 //! Counters per binding and per hook, as plain numbers that the coordinator exports as metrics.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use witan_kernel::candidate::{AtomicLatencies, Latencies};
@@ -10,6 +10,7 @@ use witan_kernel::hook::FaultKind;
 use witan_kernel::sync::lock;
 
 use crate::limit;
+use crate::lines::Lines;
 
 /// Counts of one binding or of one hook. They never decrease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -80,9 +81,20 @@ pub(crate) struct Counters {
     lines: AtomicU64,
     gauges: Mutex<BTreeMap<String, f64>>,
     latencies: AtomicLatencies,
+    /// Where the lines are kept that it logs; `None`: nowhere but in the coordinator's log.
+    log: Option<Arc<Lines>>,
 }
 
 impl Counters {
+    /// Counters of a version of a binding, whose lines are kept.
+    pub(crate) fn logging_to(lines: Arc<Lines>) -> Self {
+        Self { log: Some(lines), ..Self::default() }
+    }
+
+    pub(crate) fn log(&self) -> Option<&Lines> {
+        self.log.as_deref()
+    }
+
     pub(crate) fn called(&self, took: Duration) {
         self.calls.fetch_add(1, Relaxed);
         self.nanos.fetch_add(took.as_nanos() as u64, Relaxed);
@@ -131,6 +143,9 @@ impl Counters {
 
     pub(crate) fn lines_dropped(&self) {
         self.lines_dropped.fetch_add(1, Relaxed);
+        if let Some(log) = &self.log {
+            log.dropped();
+        }
     }
 
     /// Sets a gauge. A name that is too long, or one beyond [`limit::GAUGES`], is dropped.

@@ -1,5 +1,6 @@
 //! [`PluginHost`]: the known plugins, the bindings in force, and every change to either.
 
+mod apart;
 mod barrier;
 mod candidates;
 mod change;
@@ -201,6 +202,7 @@ impl PluginHost {
             events: Arc::new(Events::default()),
             totals: Arc::new(std::array::from_fn(|_| Counters::default())),
             tallies: Arc::default(),
+            logs: Arc::default(),
         };
         let limits = shared.limits.clone();
         let resolvers = Resolvers::start(limits.resolver_threads).map_err(HostError::thread("resolver threads"))?;

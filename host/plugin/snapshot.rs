@@ -157,14 +157,32 @@ impl Snapshot {
     }
 
     pub(crate) fn hooks(&self, tenant: &TenantId) -> Arc<dyn Hooks> {
+        match self.of_tenant(tenant) {
+            Some(hooks) => hooks,
+            None => self.native.clone(),
+        }
+    }
+
+    /// `None`: nothing is bound for it.
+    fn of_tenant(&self, tenant: &TenantId) -> Option<Arc<TenantHooks>> {
         if self.own.is_empty() && self.partitions.is_empty() && self.default.iter().all(Option::is_none) {
-            return self.native.clone();
+            return None;
         }
         let shard = &self.shards[self.hasher.hash_one(tenant) as usize % SHARDS];
         match shard.load().get(tenant) {
-            Some(hooks) => hooks.clone(),
+            Some(hooks) => Some(hooks.clone()),
             None => self.add(shard, tenant),
         }
+    }
+
+    /// The binding whose version answers for a tenant.
+    pub(crate) fn in_force(&self, tenant: &TenantId, hook: Hook) -> Option<Arc<TenantBinding>> {
+        self.of_tenant(tenant)?.binding(hook).cloned()
+    }
+
+    /// The thread of shadows.
+    pub(crate) fn shadows(&self) -> Pool {
+        self.threads.shadows.clone()
     }
 
     /// The breakers of each binding, of all tenants that have asked it: only those that are open.
@@ -193,10 +211,10 @@ impl Snapshot {
         self.each(|binding| binding.release_idle());
     }
 
-    fn add(&self, shard: &ArcSwap<Shard>, tenant: &TenantId) -> Arc<dyn Hooks> {
+    fn add(&self, shard: &ArcSwap<Shard>, tenant: &TenantId) -> Option<Arc<TenantHooks>> {
         let made = self.tenant_hooks(tenant, None);
         if made.is_native() {
-            return self.native.clone();
+            return None;
         }
         let mut kept = made.clone();
         shard.rcu(|old| {
@@ -214,7 +232,7 @@ impl Snapshot {
             kept = made.clone();
             Arc::new(shard)
         });
-        kept
+        Some(kept)
     }
 
     fn tenant_hooks(&self, tenant: &TenantId, old: Option<&TenantHooks>) -> Arc<TenantHooks> {
@@ -363,6 +381,9 @@ impl Hooks for TenantHooks {
     }
 
     fn policy_answered(&self, key: &Key, question: &PolicyQuestion<'_>, asked: &Asked<PolicyAnswer>) {
+        if let Some(binding) = self.binding(Hook::ConsistencyPolicy) {
+            binding.note(key, question);
+        }
         if let Some(tried) = self.tried(Hook::ConsistencyPolicy) {
             tried.shadow_policy(&self.threads.shadows, key, question, asked);
         }

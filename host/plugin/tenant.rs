@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use witan_kernel::hook::{AnsweredBy, Asked, FaultKind, Hook, PolicyAnswer, PolicyQuestion, ResolverQuestion, Verdict};
-use witan_kernel::name::TenantId;
+use witan_kernel::name::{Key, TenantId};
 use witan_kernel::sync::lock;
 
 use crate::answers::Answers;
@@ -22,7 +22,9 @@ use crate::fault::{Broken, Fault};
 use crate::guest::Serves;
 use crate::instance::{Instance, Program};
 use crate::limit::{self, Limits};
+use crate::lines::Logs;
 use crate::metrics::Counters;
+use crate::recent::Recent;
 use crate::tally::{More, Tallies, Tally};
 
 /// A program with the configuration of its instances.
@@ -59,6 +61,8 @@ pub(crate) struct Shared {
     pub(crate) totals: Arc<[Counters; 3]>,
     /// Counts per plugin and tenant.
     pub(crate) tallies: Arc<Tallies>,
+    /// What plugins have logged.
+    pub(crate) logs: Arc<Logs>,
 }
 
 /// Why a binding cannot answer at all: say, its component is missing.
@@ -154,6 +158,8 @@ pub(crate) struct TenantBinding {
     tally: Tally,
     /// Of a deterministic policy.
     answers: Answers,
+    /// What a policy was asked last.
+    pub(crate) recent: Recent,
     /// Questions that a resolver has answered: some are put to another instance as well.
     resolved: AtomicU64,
     /// When it was reported last that another instance answers differently: the host's ticks and one more; 0: never.
@@ -188,6 +194,7 @@ impl TenantBinding {
             pace: Pace::default(),
             tally: Tally::default(),
             answers: Answers::default(),
+            recent: Recent::default(),
             resolved: AtomicU64::new(0),
             differed_at: AtomicU64::new(0),
             used: AtomicBool::new(false),
@@ -232,6 +239,11 @@ impl TenantBinding {
                 self.fault(plan, &fault)
             }
         }
+    }
+
+    /// Takes note of a question that a policy was asked.
+    pub(crate) fn note(&self, key: &Key, question: &PolicyQuestion<'_>) {
+        self.recent.note(self.active.shared.ticks.now(), key, question);
     }
 
     /// Whether it may use the CPU in this second.

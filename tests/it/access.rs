@@ -1,9 +1,11 @@
 //! Access control: a coordinator that requires credentials, and clients with valid ones, invalid ones, and none.
 //!
 //! This file has the shared setup. [`walk`] tests every call and path; [`life`] the life cycle of tokens, and other settings of the
-//! section `security`; [`plugins`] what tenants may do with plugins of theirs; [`shared`] several coordinators.
+//! section `security`; [`plugins`] what tenants may do with plugins of theirs; [`dry_runs`] who sees what a plugin is tried on; [`shared`]
+//! several coordinators.
 
 mod calls;
+mod dry_runs;
 mod life;
 mod plugins;
 mod shared;

@@ -11,7 +11,8 @@ use witan_kernel::tenant::Level;
 
 use super::{Called, Manifest, Said, any_world, policy_question, severity, version};
 use crate::fault::Declined;
-use crate::guest::{Guest, Severity};
+use crate::guest::Guest;
+use crate::lines::Severity;
 
 version!(v0_1);
 

@@ -290,7 +290,7 @@ impl Inner {
             primary: primary.ok_or_else(|| LoadError(missing())),
             version,
             fallback: None,
-            counters: Arc::new(Counters::default()),
+            counters: Arc::new(Counters::logging_to(self.shared.logs.of(slot))),
             shared: self.shared.clone(),
             is_quiet: true,
         };

@@ -274,7 +274,7 @@ impl Inner {
             version: record.current.clone(),
             primary,
             fallback,
-            counters: Arc::new(Counters::default()),
+            counters: Arc::new(Counters::logging_to(self.shared.logs.of(&slot))),
             shared: self.shared.clone(),
             is_quiet: false,
         };

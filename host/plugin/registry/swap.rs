@@ -141,7 +141,7 @@ impl Inner {
             version,
             primary,
             fallback: None,
-            counters: Arc::new(Counters::default()),
+            counters: Arc::new(Counters::logging_to(self.shared.logs.of(slot))),
             shared: self.shared.clone(),
             is_quiet: true,
         }

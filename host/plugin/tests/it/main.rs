@@ -3,6 +3,7 @@
 
 mod bounds;
 mod candidates;
+mod dry_run;
 mod faulty;
 mod first_party;
 mod folder;
@@ -12,6 +13,7 @@ mod guest;
 mod hostile;
 mod lanes;
 mod life;
+mod lines;
 mod owners;
 mod share;
 mod signed;
