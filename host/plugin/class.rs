@@ -6,7 +6,33 @@ use witan_kernel::class::Class;
 use witan_kernel::hook::Hook;
 
 use crate::limit::{Budget, ClassLimits, Limits};
-use crate::validate::Inspection;
+
+/// What a component consists of, for its author: whether or not it keeps the rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspection {
+    /// Size of the component, in bytes.
+    pub bytes: usize,
+    /// Names of what it imports.
+    pub imports: Vec<String>,
+    /// Names of what it exports.
+    pub exports: Vec<String>,
+    /// The hook whose interface it exports, if it exports one and no other.
+    pub hook: Option<Hook>,
+    /// Core functions that it defines.
+    pub functions: usize,
+    /// Size of its largest function body, in bytes.
+    pub largest_function: usize,
+    /// Core instances, which it makes of its core modules.
+    pub instances: usize,
+    /// Memories that its core modules define.
+    pub memories: usize,
+    /// Size of these memories at the start, in bytes.
+    pub memory_bytes: u64,
+    /// Tables that its core modules define.
+    pub tables: usize,
+    /// Elements of these tables at the start.
+    pub table_elements: u64,
+}
 
 /// What is limited of a component before it is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

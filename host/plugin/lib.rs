@@ -69,6 +69,7 @@ mod warm;
 
 pub use binding::{BindingRecord, OnFault, PluginStore, Reference};
 pub use child::compile_if_asked;
+pub use class::Inspection;
 pub use compile::Compilations;
 pub use digest::Digest;
 pub use error::PluginError;
@@ -76,5 +77,4 @@ pub use inspect::{Described, inspect};
 pub use limit::{Budget, ClassLimits, Limits};
 pub use registry::{BindRequest, PluginHost, Settings, TryRequest};
 pub use upload::{Push, Upload};
-pub use validate::Inspection;
 pub use witan_kernel::class::Class;

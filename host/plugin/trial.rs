@@ -12,6 +12,7 @@ use witan_kernel::hook::{
 use witan_kernel::name::NodeId;
 
 use crate::calls::Manifest;
+use crate::class::Inspection;
 use crate::describe::describe;
 use crate::digest::Digest;
 use crate::engine::{self, Ticks};
@@ -22,7 +23,7 @@ use crate::instance::{Instance, Program};
 use crate::limit::Limits;
 use crate::metrics::Counters;
 use crate::tenant::Plan;
-use crate::validate::{self, Inspection};
+use crate::validate;
 
 /// Looks at a component without judging it. Fails if the bytes are no binary component.
 pub fn inspect(component: &[u8]) -> Result<Inspection, PluginError> {

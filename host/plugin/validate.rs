@@ -3,9 +3,7 @@
 use wasmparser::{Chunk, Encoding, MemoryType, Parser, Payload, TableType};
 use witan_kernel::hook::Hook;
 
-use crate::class::{Measure, Needs, Use};
-use crate::compile::Wanted;
-use crate::digest::Digest;
+use crate::class::{Inspection, Measure, Needs, Use};
 use crate::effort::{self, EffortError};
 use crate::limit::{Budget, Limits};
 use crate::version::Version;
@@ -63,13 +61,6 @@ pub(crate) struct Valid {
     pub(crate) budget: Budget,
 }
 
-impl Valid {
-    /// What the compiler has to know of it.
-    pub(crate) fn wanted<'a>(&self, digest: Digest, bytes: &'a [u8]) -> Wanted<'a> {
-        Wanted { digest, bytes, class: self.needs.class }
-    }
-}
-
 /// Checks the bytes, and finds the hook that they implement and the class that they need.
 pub(crate) fn validate(bytes: &[u8], limits: &Limits) -> Result<Valid, ComponentError> {
     let most = limits.largest_component();
@@ -93,33 +84,6 @@ impl ComponentError {
     pub(crate) fn bytes(has: usize, most: usize) -> Self {
         Self::Beyond(Use { what: Measure::Component, has: has as u64, most: most as u64 })
     }
-}
-
-/// What a component consists of, for its author: whether or not it keeps the rules.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Inspection {
-    /// Size of the component, in bytes.
-    pub bytes: usize,
-    /// Names of what it imports.
-    pub imports: Vec<String>,
-    /// Names of what it exports.
-    pub exports: Vec<String>,
-    /// The hook whose interface it exports, if it exports one and no other.
-    pub hook: Option<Hook>,
-    /// Core functions that it defines.
-    pub functions: usize,
-    /// Size of its largest function body, in bytes.
-    pub largest_function: usize,
-    /// Core instances, which it makes of its core modules.
-    pub instances: usize,
-    /// Memories that its core modules define.
-    pub memories: usize,
-    /// Size of these memories at the start, in bytes.
-    pub memory_bytes: u64,
-    /// Tables that its core modules define.
-    pub tables: usize,
-    /// Elements of these tables at the start.
-    pub table_elements: u64,
 }
 
 /// Looks at a component without judging it. Fails if the bytes are no binary component.

@@ -12,6 +12,7 @@ use witan_kernel::sync::lock;
 use super::library::{Artifact, Source, means};
 use super::{Inner, compiler_wait};
 use crate::binding::Reference;
+use crate::compile::Wanted;
 use crate::describe::describe;
 use crate::digest::Digest;
 use crate::error::PluginError;
@@ -166,7 +167,7 @@ impl Inner {
             return self.compile(digest, &push.bytes, valid, until);
         }
         let needed = |digest| lock(&self.state).refers_to(digest);
-        let compiled = self.compiler.component_anew(&self.engine, &valid.wanted(digest, &push.bytes), until, &needed);
+        let compiled = self.compiler.component_anew(&self.engine, &wanted(valid, digest, &push.bytes), until, &needed);
         // It only describes itself: bindings go on with the program that they have.
         Ok((Arc::new(self.link(&compiled.map_err(PluginError::uncompiled)?, valid)?), true))
     }
@@ -234,7 +235,7 @@ impl Inner {
             return Ok((program, false));
         }
         let needed = |digest| lock(&self.state).refers_to(digest);
-        let compiled = self.compiler.component(&self.engine, &valid.wanted(digest, bytes), until, &needed);
+        let compiled = self.compiler.component(&self.engine, &wanted(valid, digest, bytes), until, &needed);
         let (component, compiled) = compiled.map_err(PluginError::uncompiled)?;
         let program = Arc::new(self.link(&component, valid)?);
         let mut programs = lock(&self.programs);
@@ -269,4 +270,9 @@ impl Inner {
         })?;
         self.forget(owner, digest).ok_or_else(not_found)
     }
+}
+
+/// What the compiler has to know of a component that keeps the rules.
+fn wanted<'a>(valid: &Valid, digest: Digest, bytes: &'a [u8]) -> Wanted<'a> {
+    Wanted { digest, bytes, class: valid.needs.class }
 }
