@@ -10,8 +10,9 @@
 //! 4. `bindings`, `calls`, `guest`, `instance`, `fault`: calling it within its limits, and why a call gave no answer.
 //! 5. `describe`, `probe`: its description of itself, and tests of its answers before anything depends on them; [`signature`]: who vouches
 //!    for it; `inspect` for tools.
-//! 6. [`binding`], `tenant`, `warm`, `breaker`, `cpu`, `answers`, `fair`, `resolvers`, `snapshot`: which version answers for which tenant, in whose
-//!    turn, and what happens when it fails; [`candidate`], `tried`: what is tried beside it; [`history`]: what has become of a slot.
+//! 6. [`binding`], `tenant`, `warm`, `breaker`, `cpu`, `answers`, `fair`, `resolvers`, `snapshot`: which version answers for which tenant,
+//!    in whose turn, and what happens when it fails; [`candidate`], `tried`: what is tried beside it; [`history`]: what has become of a
+//!    slot.
 //! 7. `upload`, [`registry`]: [`PluginHost`], which puts a version in force; `folder` watches for new components; [`event`] and [`metrics`]
 //!    report what happened; [`error`] says why a change was not made.
 //! 8. [`trial`]: a component and its author, without any of 6 and 7.
