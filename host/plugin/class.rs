@@ -116,13 +116,12 @@ pub struct Needs {
     pub beyond: Vec<Use>,
 }
 
-/// "class interpreted: it has 4400000 bytes; at most 1048576 are allowed in class standard".
-impl fmt::Display for Needs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "class {}", self.class)?;
+impl Needs {
+    /// Why it needs this class and no stricter one, which continues its name; empty for the strictest.
+    pub fn reason(&self) -> String {
         let stricter = Class::ALL.into_iter().rfind(|class| *class < self.class);
-        let (Some(first), Some(stricter)) = (self.beyond.first(), stricter) else { return Ok(()) };
-        write!(f, ": it {first} in class {stricter}")
+        let (Some(first), Some(stricter)) = (self.beyond.first(), stricter) else { return String::new() };
+        format!("{first} in class {stricter}")
     }
 }
 
@@ -234,8 +233,7 @@ mod tests {
     fn a_wider_class_is_needed_for_a_reason() {
         let needs = Limits::default().needs(&with(|it| (it.bytes, it.instances) = (4_400_000, 17))).unwrap();
         assert_eq!(needs.beyond.len(), 2);
-        let said = "class interpreted: it has 4400000 bytes; at most 1048576 are allowed in class standard";
-        assert_eq!(needs.to_string(), said);
-        assert_eq!(Limits::default().needs(&with(|_| ())).unwrap().to_string(), "class standard");
+        assert_eq!(needs.reason(), "has 4400000 bytes; at most 1048576 are allowed in class standard");
+        assert_eq!(Limits::default().needs(&with(|_| ())).unwrap().reason(), "");
     }
 }

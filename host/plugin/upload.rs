@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use witan_kernel::class::Class;
 use witan_kernel::name::TenantId;
 
 use crate::error::PluginError;
@@ -52,7 +53,10 @@ pub struct Upload {
     bytes: BytesMut,
     /// How many bytes there is room for: those of its place, and what it has taken from the stock.
     room: usize,
+    of_place: usize,
     most: usize,
+    /// A tenant that does not have class interpreted, for which it would have to be.
+    without_class: Option<TenantId>,
     until: Instant,
     stock: Arc<Semaphore>,
     _place: OwnedSemaphorePermit,
@@ -72,7 +76,9 @@ impl Uploads {
         Ok(Upload {
             bytes: BytesMut::new(),
             room: self.of_place,
+            of_place: self.of_place,
             most: self.most,
+            without_class: None,
             until: Instant::now() + limit::UPLOAD,
             stock: Arc::clone(&self.stock),
             _place: place,
@@ -92,13 +98,23 @@ impl Upload {
         limit::UPLOAD
     }
 
+    /// Whether it may be too large for class standard, if it has this number of bytes (0: that is not known).
+    pub fn may_be_large(&self, bytes: u64) -> bool {
+        bytes == 0 || bytes > self.of_place as u64
+    }
+
+    /// It is for this tenant, which has class standard alone: what is larger is not received.
+    pub fn only_standard(&mut self, tenant: TenantId) {
+        self.without_class = Some(tenant);
+    }
+
     /// It will have this number of bytes in all.
     ///
     /// # Errors
     /// When a component may not have that many.
     pub fn expect(&self, bytes: u64) -> Result<(), PluginError> {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        if bytes > self.most { Err(self.too_large(bytes)) } else { Ok(()) }
+        self.may_have(bytes)
     }
 
     /// The next piece.
@@ -108,9 +124,7 @@ impl Upload {
     /// the room that there is for them.
     pub fn push(&mut self, piece: &[u8]) -> Result<(), PluginError> {
         let bytes = self.bytes.len() + piece.len();
-        if bytes > self.most {
-            return Err(self.too_large(bytes));
-        }
+        self.may_have(bytes)?;
         if bytes > self.room {
             let units = (bytes - self.room).div_ceil(UNIT_BYTES);
             let units = u32::try_from(units).map_err(|_| PluginError::Busy)?;
@@ -135,8 +149,19 @@ impl Upload {
         std::mem::take(&mut self.bytes).freeze()
     }
 
-    fn too_large(&self, bytes: usize) -> PluginError {
-        PluginError::refused(ComponentError::bytes(bytes, self.most))
+    fn may_have(&self, bytes: usize) -> Result<(), PluginError> {
+        if bytes > self.most {
+            return Err(PluginError::refused(ComponentError::bytes(bytes, self.most)));
+        }
+        match &self.without_class {
+            Some(tenant) if bytes > self.of_place => Err(PluginError::ClassNotGranted {
+                what: "the component".to_owned(),
+                tenant: tenant.clone(),
+                class: Class::Interpreted,
+                reason: format!("{} in class {}", ComponentError::bytes(bytes, self.of_place), Class::Standard),
+            }),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! section `security`; [`plugins`] what tenants may do with plugins of theirs; [`shared`] several coordinators.
 
 mod calls;
+mod classes;
 mod life;
 mod plugins;
 mod shared;

@@ -147,8 +147,9 @@ impl Inner {
 
     /// The plan of a slot's target, after it has passed its probe.
     pub(super) fn probed(&self, slot: &Slot, target: &Target) -> Result<(Plan, Artifact), PluginError> {
-        let (program, artifact) = self.program(target.digest)?;
+        // First, since it may have to be compiled here.
         self.may_bind(slot, target.digest)?;
+        let (program, artifact) = self.program(target.digest)?;
         let plan = plan(&program, &artifact, &target.configuration);
         self.probe(&plan, &artifact)?;
         Ok((plan, artifact))

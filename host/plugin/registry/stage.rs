@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use wasmtime::component::Component;
+use witan_kernel::class::Class;
 use witan_kernel::name::TenantId;
 use witan_kernel::port::{SigningKey, Slot, StoreError, owners};
 use witan_kernel::sync::lock;
@@ -79,13 +80,16 @@ impl Inner {
         emit: &dyn Fn(EventKind, String),
     ) -> Result<Artifact, PluginError> {
         let valid = crate::validate::validate(&push.bytes, &self.shared.limits).map_err(PluginError::refused)?;
+        let class = valid.needs.class;
+        self.may_have(push.owner.as_ref(), class, || ("the component".to_owned(), valid.needs.reason()))?;
+        self.count_compilation(push.owner.as_ref(), class)?;
         let (program, compiled) = self.compile_for(push, digest, &valid, until)?;
         let hook = valid.hook;
         if compiled {
             emit(EventKind::Compiled, format!("for {hook}"));
         }
         let manifest = describe(&program, hook).map_err(PluginError::refused)?;
-        let mut artifact = lock(&self.state).library.artifact(push, hook, manifest, source);
+        let mut artifact = lock(&self.state).library.artifact(push, &valid, manifest, source);
         artifact.signed_by = self.signed_by(&artifact, push)?;
         let stocking = lock(&self.stocking);
         // Another thread may have staged the same component meanwhile.
@@ -137,14 +141,41 @@ impl Inner {
         }
     }
 
-    /// Checks, where plugins must be signed, that one is signed by a key that has not been removed.
+    /// Checks that a slot may have a component now: that its tenant has the class that it needs, and, where plugins must be signed, that
+    /// it is signed by a key that has not been removed.
     pub(super) fn may_bind(&self, slot: &Slot, digest: Digest) -> Result<(), PluginError> {
-        if self.signatures.mode != Mode::Required {
+        let own = self.owned(slot.tenant.as_ref(), digest).or_else(|| self.owned(None, digest));
+        let Some(artifact) = own else { return Ok(()) };
+        self.may_have(slot.tenant.as_ref(), artifact.class, || (artifact.plugin(), artifact.class_reason.clone()))?;
+        if self.signatures.mode == Mode::Required {
+            signature::is_signed(&artifact, &self.signing_keys()?)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that a tenant has a class. What is for all tenants (`None`) is an operator's, who may have any. `what`: the component, and
+    /// why it needs the class.
+    fn may_have(
+        &self,
+        tenant: Option<&TenantId>,
+        class: Class,
+        what: impl FnOnce() -> (String, String),
+    ) -> Result<(), PluginError> {
+        let Some(tenant) = tenant.filter(|_| !class.is_for_all()) else { return Ok(()) };
+        if self.store.has_class(tenant, class)? {
             return Ok(());
         }
-        let keys = self.signing_keys()?;
-        let own = self.owned(slot.tenant.as_ref(), digest).or_else(|| self.owned(None, digest));
-        own.map_or(Ok(()), |artifact| Ok(signature::is_signed(&artifact, &keys)?))
+        let (what, reason) = what();
+        Err(PluginError::ClassNotGranted { what, tenant: tenant.clone(), class, reason })
+    }
+
+    /// Counts a compilation for a tenant, if there is room for one of this class.
+    fn count_compilation(&self, tenant: Option<&TenantId>, class: Class) -> Result<(), PluginError> {
+        let Some(tenant) = tenant.filter(|_| !class.is_for_all()) else { return Ok(()) };
+        match self.store.count_compilation(tenant)? {
+            None => Ok(()),
+            Some(ms) => Err(PluginError::Rate { tenant: tenant.clone(), class, wait: Duration::from_millis(ms) }),
+        }
     }
 
     /// The keys of the configuration, and those of the store as they are now: a key that was removed is gone at once.

@@ -2,11 +2,12 @@
 
 use witan_kernel::hook::{Asked, Hook, ResolverQuestion, Sibling, Verdict};
 use witan_kernel::name::Key;
+use witan_plugin::history::Author;
 use witan_plugin::trial::{self, Trial};
-use witan_plugin::{Class, Limits, PluginError};
+use witan_plugin::{Class, Limits, OnFault, PluginError};
 
 use crate::guest::Guest;
-use crate::{COMPILER, World, ample, question, required};
+use crate::{COMPILER, World, ample, name, place, question, required, tenant};
 
 const POLICY: Hook = Hook::ConsistencyPolicy;
 const RESOLVER: Hook = Hook::ConflictResolver;
@@ -185,4 +186,93 @@ async fn the_warm_instances_of_a_tenant_are_bounded_by_their_bytes() {
         assert_eq!(required(&hooks.policy(&question(2))), 1);
         assert_eq!(started(&world) - before, more, "of {bound} bytes");
     }
+}
+
+impl World {
+    fn grant(&self, to: &str, granted: bool) {
+        self.store.set_class(&tenant(to), Class::Interpreted, granted);
+    }
+}
+
+fn not_granted<T: std::fmt::Debug>(result: Result<T, PluginError>) -> String {
+    match result {
+        Err(error @ PluginError::ClassNotGranted { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn wide(name: &str) -> Vec<u8> {
+    large(Guest::policy(name, 2), 2 << 20).build()
+}
+
+#[tokio::test]
+async fn a_tenant_needs_the_class_of_what_it_uploads_and_binds() {
+    let world = World::new();
+    let own = wide("own");
+    let why = not_granted(world.stage_for("a", &own).await);
+    assert!(why.contains("needs class interpreted") && why.contains("at most 1048576"), "{why}");
+    assert!(why.contains("witan plugin grant --tenant a interpreted"), "{why}");
+    assert_eq!(world.host.compilations().compiled, 0, "it was not compiled");
+    world.grant("a", true);
+    let staged = world.stage_for("a", &own).await.unwrap();
+    let reason = format!("has {} bytes; at most 1048576 are allowed in class standard", own.len());
+    assert_eq!((staged.class, staged.class_reason), (Class::Interpreted, reason));
+    world.bind("a", POLICY, name("own")).await.unwrap();
+    // What is bound goes on answering after the class was taken, also after a restart; nothing new is bound.
+    world.grant("a", false);
+    assert_eq!(required(&world.hooks("a").policy(&question(1))), 2);
+    let world = world.restart();
+    assert_eq!(required(&world.hooks("a").policy(&question(2))), 2);
+    not_granted(world.bind_with("a", POLICY, name("own"), b"other", OnFault::Native).await);
+    world.host.unbind(Some(tenant("a")), POLICY, Author::default()).await.unwrap();
+    not_granted(world.bind("a", POLICY, name("own")).await);
+    assert_eq!(world.host.artifact(Some(&tenant("a")), &name("own")).map(|it| it.class), Some(Class::Interpreted));
+}
+
+#[tokio::test]
+async fn the_operators_plugins_need_no_grant_and_a_tenants_binding_does() {
+    let world = World::new();
+    world.stage(&wide("shared")).await.unwrap();
+    let why = not_granted(world.bind("a", POLICY, name("shared")).await);
+    assert!(why.starts_with("shared@1.0.0 needs class interpreted"), "{why}");
+    world.grant("a", true);
+    world.bind("a", POLICY, name("shared")).await.unwrap();
+    not_granted(world.bind("b", POLICY, name("shared")).await);
+    // For all tenants, by an operator.
+    world.bind("", POLICY, name("shared")).await.unwrap();
+    assert_eq!(required(&world.hooks("b").policy(&question(1))), 2);
+}
+
+#[tokio::test]
+async fn what_a_binding_follows_must_be_of_a_class_that_its_tenant_has() {
+    let world = World::new();
+    place(&world.folder().join("followed.wasm"), &Guest::policy("followed", 1).build());
+    world.scanned().await;
+    world.host.scan().await.unwrap();
+    world.bind("a", POLICY, name("followed")).await.unwrap();
+    place(&world.folder().join("followed.wasm"), &wide("followed"));
+    world.host.scan().await.unwrap();
+    assert_eq!(required(&world.hooks("a").policy(&question(1))), 1, "the version of before goes on");
+    let events = world.host.watch().0;
+    assert!(events.iter().any(|event| event.detail.contains("needs class interpreted")), "{events:?}");
+}
+
+#[tokio::test]
+async fn a_tenant_has_four_compilations_of_class_interpreted_an_hour() {
+    let world = World::new();
+    world.grant("a", true);
+    world.grant("b", true);
+    for wanted in ["one", "two", "three", "four"] {
+        world.stage_for("a", &wide(wanted)).await.unwrap();
+    }
+    let compiled = world.host.compilations().compiled;
+    let why = match world.stage_for("a", &wide("five")).await {
+        Err(error @ PluginError::Rate { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert!(why.contains("4 components of class interpreted") && why.contains("minutes"), "{why}");
+    assert_eq!(world.host.compilations().compiled, compiled);
+    world.stage_for("a", &wide("one")).await.expect("it is there already");
+    world.stage_for("a", &Guest::policy("small", 1).build()).await.expect("class standard is not counted");
+    world.stage_for("b", &wide("five")).await.expect("nor another tenant");
 }
