@@ -1,6 +1,7 @@
 //! The plugin platform as an API: the edge that knows the plugin host. It decodes, calls and encodes with the means of `grpc`.
 
 mod candidates;
+mod classes;
 mod dry_run;
 mod keys;
 mod library;
@@ -101,7 +102,7 @@ impl PluginService for PluginApi {
         &self,
         request: Request<v1::ListPluginsRequest>,
     ) -> Result<Response<v1::ListPluginsResponse>, Status> {
-        self.list(request)
+        self.list(request).await
     }
 
     async fn get_plugin(
@@ -309,6 +310,13 @@ impl PluginService for PluginApi {
         self.remove_key(request).await
     }
 
+    async fn grant_plugin_class(
+        &self,
+        request: Request<v1::GrantPluginClassRequest>,
+    ) -> Result<Response<v1::GrantPluginClassResponse>, Status> {
+        self.grant_class(request).await
+    }
+
     type WatchPluginEventsStream = Pin<Box<dyn Stream<Item = Result<v1::PluginEvent, Status>> + Send>>;
 
     async fn watch_plugin_events(
@@ -455,6 +463,8 @@ fn status(error: PluginError) -> Status {
         PluginError::InUse(_) | PluginError::Full => refused(Code::FailedPrecondition, "PLUGIN_IN_USE", message),
         PluginError::NotOwned(why) if why.is_name() => refused(Code::AlreadyExists, "PLUGIN_NAME_TAKEN", message),
         PluginError::NotOwned(_) => refused(Code::ResourceExhausted, "PLUGIN_QUOTA_EXCEEDED", message),
+        PluginError::ClassNotGranted { .. } => refused(Code::FailedPrecondition, "PLUGIN_CLASS_NOT_GRANTED", message),
+        PluginError::Rate { .. } => refused(Code::ResourceExhausted, "RATE_LIMIT_EXCEEDED", message),
         PluginError::Signature(_) => refused(Code::FailedPrecondition, "PLUGIN_SIGNATURE_REFUSED", message),
         PluginError::Busy => refused(Code::ResourceExhausted, "OVERLOADED", message),
         PluginError::HostBusy(_) => refused(Code::ResourceExhausted, "PLUGIN_HOST_BUSY", message),

@@ -564,6 +564,12 @@ class Tour:
         seen = self.plugins.ListPlugins(tenant_id=tenant).plugins
         assert "set-union" in {p.name for p in seen} and not any(p.tenant_id for p in seen), seen
         assert self.plugins.GetPlugin(plugin="operator/set-union", tenant_id=tenant).plugin.name == "set-union"
+        self.plugins.GrantPluginClass(tenant_id=tenant, **{"class": "interpreted"}, granted=True)
+        granted = self.plugins.ListPlugins(tenant_id=tenant).grants
+        assert [(grant.tenant_id, getattr(grant, "class")) for grant in granted] == [(tenant, "interpreted")], granted
+        self.plugins.GrantPluginClass(tenant_id=tenant, **{"class": "interpreted"}, granted=False)
+        assert not self.plugins.ListPlugins(tenant_id=tenant).grants
+        say("a class of limits was granted to a tenant and taken again")
         # The base point of the curve: a good public key, whose private one is known to everybody.
         public = bytes([0x58] + [0x66] * 31)
         self.plugins.AddSigningKey(tenant_id=tenant, key_id="release", public_key=public)

@@ -207,7 +207,7 @@ const fn streaming(path: &'static str, need: Need, effect: Effect) -> Rule {
 }
 
 /// Every call of every server of a coordinator, the most frequent first.
-pub static RULES: [Rule; 50] = [
+pub static RULES: [Rule; 51] = [
     rule("/witan.v1.CoordinatorService/ReadKeyValue", READ, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/WriteKeyValue", WRITE, Effect::Keys).of_at_most(VALUE_MESSAGE_BYTES),
     rule("/witan.v1.CoordinatorService/DeleteKeyValue", WRITE, Effect::Keys),
@@ -253,6 +253,7 @@ pub static RULES: [Rule; 50] = [
     rule("/witan.v1.PluginService/AddSigningKey", ADMIN_OR_OPERATOR, Effect::Catalog),
     rule("/witan.v1.PluginService/ListSigningKeys", ADMIN_OR_OPERATOR, Effect::Nothing),
     rule("/witan.v1.PluginService/RemoveSigningKey", ADMIN_OR_OPERATOR, Effect::Catalog),
+    rule("/witan.v1.PluginService/GrantPluginClass", OPERATOR, Effect::Catalog),
     rule("/witan.v1.AccessService/CreateToken", ADMIN_OR_OPERATOR, Effect::Catalog),
     rule("/witan.v1.AccessService/ListTokens", ADMIN_OR_OPERATOR, Effect::Nothing),
     rule("/witan.v1.AccessService/RevokeToken", ADMIN_OR_OPERATOR, Effect::Catalog),

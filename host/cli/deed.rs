@@ -30,6 +30,8 @@ pub enum Deed {
     RemovePlugin,
     /// To add or remove a signing key.
     SigningKey,
+    /// To grant a class of limits to a tenant, or to take it.
+    PluginClass,
     /// To create or revoke a token.
     Token,
 }
@@ -65,6 +67,7 @@ impl Deed {
             Self::Bind => "witan plugin bindings shows whether it has; witan plugin events why it has not",
             Self::RemovePlugin => "witan plugin list shows whether it has",
             Self::SigningKey => "witan plugin keys list shows whether it has; adding it again is harmless",
+            Self::PluginClass => "witan plugin list shows whether it has; granting it again is harmless",
             Self::Token => "witan token list shows whether it has; revoke a token whose secret you did not get",
         }
     }

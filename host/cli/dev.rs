@@ -68,6 +68,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         durability: args.durability,
         plugins: args.plugins,
         signatures: Signatures::default(),
+        plugin_limits: witan_plugin::Limits::default(),
         nodes: nodes.clone(),
         security: Security::default(),
         defaults: Defaults::default(),

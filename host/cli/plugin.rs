@@ -3,6 +3,7 @@
 mod candidates;
 mod dry_run;
 mod fenced;
+mod grant;
 mod keys;
 pub mod kit;
 mod library;
@@ -168,6 +169,9 @@ pub enum Command {
     /// Add, show and remove the keys with which plugins may be signed
     #[command(subcommand, after_help = keys::EXAMPLES)]
     Keys(keys::Command),
+    /// Grant a class of limits to a tenant, or take it
+    #[command(after_help = grant::EXAMPLES)]
+    Grant(grant::Grant),
     /// Remove a plugin that nothing uses
     #[command(after_help = library::REMOVE_EXAMPLES)]
     Remove(library::Named),
@@ -334,6 +338,7 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
         Command::Events { tenant, new, count } => events(global, tenant, new, count).await,
         Command::Sign(args) => sign::sign(global, args).await,
         Command::Keys(command) => keys::run(global, command).await,
+        Command::Grant(args) => grant::run(global, args).await,
         Command::Remove(named) => library::remove(global, named).await,
         Command::New(args) => match kit::become_it(global, "new", &args)? {},
         Command::Build(args) => match kit::become_it(global, "build", &args)? {},

@@ -280,7 +280,7 @@ pub struct StorageNode {
 }
 
 /// The section `plugins`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct Plugins {
@@ -288,6 +288,20 @@ pub struct Plugins {
     pub signatures: SignaturesMode,
     #[serde(with = "signing_keys")]
     pub signing_keys: Vec<SigningKey>,
+    pub warm_bytes: u64,
+    pub warm_bytes_per_tenant: u64,
+}
+
+impl Default for Plugins {
+    fn default() -> Self {
+        Self {
+            folder: None,
+            signatures: SignaturesMode::default(),
+            signing_keys: Vec::new(),
+            warm_bytes: 1 << 30,
+            warm_bytes_per_tenant: 256 << 20,
+        }
+    }
 }
 
 /// Whether plugins must be signed.

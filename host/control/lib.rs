@@ -16,6 +16,7 @@
 mod bindings;
 mod cache;
 pub mod capabilities;
+mod classes;
 pub mod defaults;
 mod fences;
 mod follow;

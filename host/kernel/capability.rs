@@ -48,9 +48,12 @@ pub const CANDIDATES: &str = "candidates";
 /// Of a coordinator: it knows that plugins may belong to a tenant, and shows them to nobody else.
 pub const OWNERS: &str = "owners";
 
+/// Of a coordinator: it loads plugins of [classes](crate::class) that have to be granted, and knows who has which.
+pub const CLASSES: &str = "classes";
+
 /// What a coordinator of this version names with its lease.
-pub const OF_COORDINATORS: [&str; 11] =
-    [NAMES, SMALL_RECORDS, FENCES, MOVES, AGES, COLLECT, ZONES, GENERATIONS, MAINTENANCE, CANDIDATES, OWNERS];
+pub const OF_COORDINATORS: [&str; 12] =
+    [NAMES, SMALL_RECORDS, FENCES, MOVES, AGES, COLLECT, ZONES, GENERATIONS, MAINTENANCE, CANDIDATES, OWNERS, CLASSES];
 
 /// What a metadata store keeps of the version that has created it. Capabilities that came with one version are not listed one by one: who
 /// named the first of them had them all.

@@ -15,6 +15,7 @@ mod answer;
 mod artifacts;
 mod bindings;
 mod changes;
+mod classes;
 mod clock;
 mod error;
 mod fences;
@@ -38,14 +39,15 @@ pub mod upkeep;
 pub use crate::durability::Durability;
 pub use answer::{Answer, PAGE};
 pub use artifacts::{
-    ARTIFACT_BYTES, ARTIFACTS, Artifact, ArtifactStore, Component, Digest, PLUGIN_NAME_BYTES, PLUGIN_SOURCE_BYTES,
-    PLUGIN_VERSION_BYTES, Source,
+    ARTIFACT_BYTES, ARTIFACTS, Artifact, ArtifactStore, Component, Digest, PLUGIN_CLASS_REASON_BYTES,
+    PLUGIN_NAME_BYTES, PLUGIN_SOURCE_BYTES, PLUGIN_VERSION_BYTES, Source,
 };
 pub use bindings::{
     BINDING_RECORD_BYTES, BINDINGS, BindingChange, BindingOnRecord, BindingStore, CandidateReport, HISTORY_ENTRIES,
     HISTORY_ENTRY_BYTES, HistoryEntry, REPORT_BYTES, REPORTS, REPORTS_KEPT_MS, RecordText, Slot,
 };
 pub use changes::{CHANGES, ChangeLog, Changed, Changes, Hint};
+pub use classes::{ClassGrant, ClassStore, TENANT_COMPILATIONS, TENANT_COMPILATIONS_MS, next_compilation};
 pub use clock::{AnyClock, Clock, Randomness, StoreTime, until};
 pub use error::StoreError;
 pub use fences::{FenceStore, Fencing, OWED, OwedFence, Owing};

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
+use witan_kernel::class::Class;
 use witan_kernel::name::{Era, NodeId, StoreId, TenantId};
 use witan_kernel::port::{
     Answer, AnyClock, BindingOnRecord, CandidateReport, Changed, Clock, Component, CoordinatorOnRecord, Digest, Duty,
@@ -19,6 +20,7 @@ use witan_kernel::tenant::{Level, Tenant};
 mod artifacts;
 mod bindings;
 mod changes;
+mod classes;
 mod fences;
 mod leases;
 mod migrations;
@@ -74,6 +76,9 @@ struct State {
     secrets: Vec<Secret>,
     /// By owner and id.
     signing_keys: BTreeMap<(Option<TenantId>, String), SigningKey>,
+    class_grants: BTreeMap<(TenantId, Class), u64>,
+    /// When the last compilations that count have begun.
+    compilations: BTreeMap<TenantId, Vec<u64>>,
     era: Era,
     duties: BTreeMap<Duty, DutyOnRecord>,
 }

@@ -1,14 +1,15 @@
 //! Plugin components and bindings in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use witan_kernel::class::Class;
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{
     Artifact, BindingOnRecord, CandidateReport, Digest, HISTORY_ENTRIES, HISTORY_ENTRY_BYTES, HistoryEntry, Migration,
-    PlacementChange, PluginStore, REPORTS, REPORTS_KEPT_MS, RecordText, Saved, SigningKey, Slot, StoreError, owners,
-    rules,
+    PlacementChange, PluginStore, REPORTS, REPORTS_KEPT_MS, RecordText, Saved, SigningKey, Slot, StoreError,
+    TENANT_COMPILATIONS, TENANT_COMPILATIONS_MS, owners, rules,
 };
 use witan_kernel::sync::lock;
 
@@ -28,6 +29,9 @@ struct Kept {
     /// By digest and owner.
     components: BTreeMap<(Digest, Option<TenantId>), (Artifact, Bytes)>,
     signing_keys: Vec<SigningKey>,
+    classes: BTreeSet<(TenantId, Class)>,
+    /// Compilations that count.
+    compilations: BTreeMap<TenantId, usize>,
     bindings: BTreeMap<SlotKey, BindingOnRecord>,
     versions: u64,
     /// Of each slot, the newest entry first.
@@ -46,6 +50,12 @@ impl MemoryPlugins {
     /// Accepts these keys as those with which plugins are signed, instead of those of before.
     pub fn set_signing_keys(&self, keys: Vec<SigningKey>) {
         lock(&self.kept).signing_keys = keys;
+    }
+
+    /// Grants a class to a tenant, or takes it.
+    pub fn set_class(&self, tenant: &TenantId, class: Class, granted: bool) {
+        let (mut kept, grant) = (lock(&self.kept), (tenant.clone(), class));
+        if granted { _ = kept.classes.insert(grant) } else { _ = kept.classes.remove(&grant) }
     }
 
     fn expect(&self, kept: &Kept, slot: &Slot) -> Result<(), StoreError> {
@@ -105,6 +115,21 @@ impl PluginStore for MemoryPlugins {
 
     fn signing_keys(&self) -> Result<Vec<SigningKey>, StoreError> {
         Ok(lock(&self.kept).signing_keys.clone())
+    }
+
+    fn has_class(&self, tenant: &TenantId, class: Class) -> Result<bool, StoreError> {
+        Ok(class.is_for_all() || lock(&self.kept).classes.contains(&(tenant.clone(), class)))
+    }
+
+    /// There is no clock here: all compilations are of one hour.
+    fn count_compilation(&self, tenant: &TenantId) -> Result<Option<u64>, StoreError> {
+        let mut kept = lock(&self.kept);
+        let count = kept.compilations.entry(tenant.clone()).or_default();
+        if *count >= TENANT_COMPILATIONS {
+            return Ok(Some(TENANT_COMPILATIONS_MS));
+        }
+        *count += 1;
+        Ok(None)
     }
 
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tonic::{Code, Request, Response, Status, Streaming};
+use witan_kernel::class::Class;
 use witan_kernel::name::{Invalid, TenantId, shown};
 use witan_kernel::port::{Artifact, Digest};
 use witan_wire::v1;
@@ -30,6 +31,13 @@ impl PluginApi {
         let manifest = manifest(&mut parts, &upload).await?;
         let owner = self.owner(&caller, &manifest.tenant_id).await?;
         let signature = signature(&manifest)?;
+        if let Some(tenant) = &owner
+            && upload.may_be_large(manifest.size)
+            && !self.has_class(&caller, tenant, Class::Interpreted).await?
+        {
+            upload.only_standard(tenant.clone());
+        }
+        upload.expect(manifest.size).map_err(status)?;
         component(&mut parts, &manifest, &mut upload).await?;
         let push = Push { owner, bytes: upload.take(), signature };
         let artifact = self.host.stage(push, deadline).await.map_err(status)?;
@@ -48,7 +56,7 @@ impl PluginApi {
         Ok(owner)
     }
 
-    pub(super) fn list(
+    pub(super) async fn list(
         &self,
         mut request: Request<v1::ListPluginsRequest>,
     ) -> Result<Response<v1::ListPluginsResponse>, Status> {
@@ -59,7 +67,9 @@ impl PluginApi {
             None => artifact.owner.as_ref().is_none_or(|owner| caller.credential().covers(owner).is_ok()),
         };
         let plugins = self.host.artifacts().iter().filter(is_seen).map(info).collect();
-        listed(&*self.answers, &usage, caller.credential().tenant(), v1::ListPluginsResponse { plugins })
+        let (grants, grants_unknown) = self.shown_grants(&caller, tenant.as_ref()).await;
+        let answer = v1::ListPluginsResponse { plugins, grants, grants_unknown };
+        listed(&*self.answers, &usage, caller.credential().tenant(), answer)
     }
 
     pub(super) async fn get(
@@ -147,7 +157,6 @@ pub(super) async fn manifest(
         let remedy = "send the manifest in the first message, then the chunks";
         return Err(invalid(&Invalid::new("manifest", "is not in the first message", remedy)));
     };
-    upload.expect(manifest.size).map_err(status)?;
     Ok(manifest)
 }
 
@@ -202,5 +211,7 @@ pub(super) fn info(artifact: &Artifact) -> v1::PluginInfo {
         state: "ready".to_owned(),
         tenant_id: artifact.owner_text().to_owned(),
         signed_by: artifact.signed_by.clone().unwrap_or_default(),
+        class: artifact.class.to_string(),
+        class_reason: artifact.class_reason.clone(),
     }
 }

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use witan_kernel::name::Invalid;
-use witan_kernel::port::StoreError;
+use witan_kernel::class::Class;
+use witan_kernel::name::{Invalid, TenantId};
 use witan_kernel::port::owners::NotOwned;
+use witan_kernel::port::{StoreError, TENANT_COMPILATIONS};
 
 use crate::describe::ManifestError;
 use crate::instance::LinkError;
@@ -48,6 +50,36 @@ pub enum PluginError {
     /// The owner may not have this plugin: its name is taken, or a quota is used up.
     #[error(transparent)]
     NotOwned(#[from] NotOwned),
+    /// The tenant does not have the class of limits that the plugin needs.
+    #[error(
+        "{what} needs class {class}{}, and tenant {tenant} does not have that class; an operator can grant it: witan plugin grant \
+         --tenant {tenant} {class}",
+        because(.reason)
+    )]
+    ClassNotGranted {
+        /// The plugin, or "the component".
+        what: String,
+        /// The tenant.
+        tenant: TenantId,
+        /// The class.
+        class: Class,
+        /// What of it is beyond the stricter class; empty if that is not known.
+        reason: String,
+    },
+    /// The tenant has had its share of compilations of class interpreted.
+    #[error(
+        "tenant {tenant} has had {TENANT_COMPILATIONS} components of class {class} compiled within an hour, the most that it may; the \
+         next one may be in {} minutes",
+        .wait.as_secs().div_ceil(60)
+    )]
+    Rate {
+        /// The tenant.
+        tenant: TenantId,
+        /// The class.
+        class: Class,
+        /// When the next compilation may begin, from now.
+        wait: Duration,
+    },
     /// The plugin is not signed as it must be.
     #[error(transparent)]
     Signature(#[from] SignatureError),
@@ -65,10 +97,15 @@ pub enum PluginError {
     Host(#[from] HostError),
 }
 
+/// A reason that continues "it", in brackets.
+fn because(reason: &str) -> String {
+    if reason.is_empty() { String::new() } else { format!(" (it {reason})") }
+}
+
 impl PluginError {
     /// True when the same request may succeed later, unchanged.
     pub(crate) fn is_transient(&self) -> bool {
-        matches!(self, Self::Full | Self::Busy | Self::HostBusy(_) | Self::Store(_) | Self::Host(_))
+        matches!(self, Self::Full | Self::Busy | Self::HostBusy(_) | Self::Rate { .. } | Self::Store(_) | Self::Host(_))
     }
 
     /// True when the plugin was not even tried.

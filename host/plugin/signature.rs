@@ -240,6 +240,8 @@ mod tests {
             staged_at_ms: 0,
             source: Source::Upload,
             signed_by: None,
+            class: witan_kernel::class::Class::Standard,
+            class_reason: String::new(),
         }
     }
 

@@ -73,6 +73,8 @@ pub struct Config {
     pub plugins: Option<PathBuf>,
     /// Whether plugins must be signed, and with which keys.
     pub signatures: Signatures,
+    /// The limits of plugins.
+    pub plugin_limits: witan_plugin::Limits,
     /// Storage nodes named in the configuration.
     pub nodes: Vec<StorageNode>,
     /// Authorization, and security of connections.
@@ -115,6 +117,7 @@ pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
         durability: *durability,
         plugins: plugins.folder.clone(),
         signatures: signatures(plugins),
+        plugin_limits: plugin_limits(plugins),
         nodes: nodes(settings)?,
         security: security.clone(),
         defaults: Defaults {
@@ -155,6 +158,12 @@ fn signatures(plugins: &settings::Plugins) -> Signatures {
         SignaturesMode::Required => signature::Mode::Required,
     };
     Signatures { mode, keys: plugins.signing_keys.clone() }
+}
+
+fn plugin_limits(plugins: &settings::Plugins) -> witan_plugin::Limits {
+    let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let (warm, warm_tenant) = (bytes(plugins.warm_bytes), bytes(plugins.warm_bytes_per_tenant));
+    witan_plugin::Limits { warm, warm_tenant, ..witan_plugin::Limits::default() }
 }
 
 fn grpc_bounds(server: &settings::Server) -> Bounds {
@@ -273,4 +282,14 @@ fn nodes(settings: &Settings) -> anyhow::Result<Vec<StorageNode>> {
         })
     };
     settings.storage_nodes.iter().map(node).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plugins_have_the_plugin_hosts_limits_if_nothing_else_is_configured() {
+        assert_eq!(plugin_limits(&settings::Plugins::default()), witan_plugin::Limits::default());
+    }
 }

@@ -16,7 +16,7 @@ use witan_kernel::name::NodeId;
 use witan_kernel::port::Metadata;
 use witan_plugin::metrics::Counts;
 use witan_plugin::tally::{TenantCounts, TenantSeries};
-use witan_plugin::{Compilations, Limits, PluginHost, Settings};
+use witan_plugin::{Compilations, PluginHost, Settings};
 use witan_store::plugins::StoredPlugins;
 
 use super::config::Config;
@@ -33,7 +33,7 @@ pub(super) async fn start(
     let settings = Settings {
         data_dir: config.data_dir.join("plugins"),
         folder: config.plugins.clone(),
-        limits: Limits::default(),
+        limits: config.plugin_limits.clone(),
         coordinator: NodeId::new(&config.node_id).context("--node-id")?,
         compiler: this_program(),
         signatures: config.signatures.clone(),
@@ -89,7 +89,10 @@ impl Collector for Counted {
         encode_unanswered(&counts, &mut encoder)?;
         encode_breakers(&self.0.open_breakers(), &mut encoder)?;
         encode_tenants(&self.0.tenant_counts(), &mut encoder)?;
-        encode_compilations(&self.0.compilations(), &mut encoder)
+        encode_compilations(&self.0.compilations(), &mut encoder)?;
+        let (name, help) =
+            ("witan_plugin_warm_bytes", "Bytes of the instances of plugins that wait for the next question");
+        encode_bytes(name, help, self.0.warm_bytes(), &mut encoder)
     }
 }
 
@@ -158,7 +161,16 @@ fn encode_compilations(counts: &Compilations, encoder: &mut DescriptorEncoder<'_
     for (outcome, count) in outcomes {
         ConstCounter::new(count).encode(family.encode_family(&[("outcome", outcome)])?)?;
     }
-    let bytes = ConstGauge::new(i64::try_from(counts.image_bytes).unwrap_or(i64::MAX));
     let (name, help) = ("witan_plugin_image_bytes", "Bytes of cached machine code of plugins on disk");
+    encode_bytes(name, help, counts.image_bytes, encoder)
+}
+
+fn encode_bytes(
+    name: &str,
+    help: &str,
+    bytes: u64,
+    encoder: &mut DescriptorEncoder<'_>,
+) -> Result<(), std::fmt::Error> {
+    let bytes = ConstGauge::new(i64::try_from(bytes).unwrap_or(i64::MAX));
     bytes.encode(encoder.encode_descriptor(name, help, None, bytes.metric_type())?)
 }

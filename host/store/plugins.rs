@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use witan_kernel::capability::{CANDIDATES, OWNERS};
+use witan_kernel::capability::{CANDIDATES, CLASSES, OWNERS};
+use witan_kernel::class::Class;
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{
     Answer, Artifact, BindingChange, BindingOnRecord, CandidateReport, Component, CoordinatorOnRecord, Digest,
@@ -95,6 +96,16 @@ impl PluginStore for StoredPlugins {
                 other => other,
             })?;
         }
+        if !artifact.class.is_for_all() {
+            // A coordinator that does not know of classes would refuse to load it.
+            self.wait(self.metadata.require(CLASSES)).map_err(|error| match error {
+                StoreError::Conflict(lacking) => StoreError::Refused(format!(
+                    "plugins of class {} need a later version everywhere: {lacking}; upgrade it",
+                    artifact.class
+                )),
+                other => other,
+            })?;
+        }
         self.wait(self.metadata.put_artifact(Component { artifact: artifact.clone(), bytes: bytes.clone() }))
     }
 
@@ -107,6 +118,18 @@ impl PluginStore for StoredPlugins {
 
     fn signing_keys(&self) -> Result<Vec<SigningKey>, StoreError> {
         self.wait(self.metadata.signing_keys())
+    }
+
+    fn has_class(&self, tenant: &TenantId, class: Class) -> Result<bool, StoreError> {
+        if class.is_for_all() {
+            return Ok(true);
+        }
+        let grants = self.wait(self.metadata.class_grants())?;
+        Ok(grants.iter().any(|grant| grant.tenant == *tenant && grant.class == class))
+    }
+
+    fn count_compilation(&self, tenant: &TenantId) -> Result<Option<u64>, StoreError> {
+        self.wait(self.metadata.count_compilation(tenant))
     }
 
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {

@@ -5,6 +5,7 @@
 //! several coordinators.
 
 mod calls;
+mod classes;
 mod dry_runs;
 mod life;
 mod plugins;

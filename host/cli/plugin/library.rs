@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 use witan_plugin::signature::Signature;
 use witan_wire::v1::upload_plugin_request::Part;
 use witan_wire::v1::{
-    GetPluginRequest, ListPluginsRequest, PluginInfo, RemovePluginRequest, UploadPluginManifest, UploadPluginRequest,
+    GetPluginRequest, ListPluginsRequest, ListPluginsResponse, PluginInfo, RemovePluginRequest, UploadPluginManifest,
+    UploadPluginRequest,
 };
 
 use super::{COMPONENT, short, sign};
@@ -142,12 +143,19 @@ fn parts(manifest: UploadPluginManifest, component: Bytes) -> impl Iterator<Item
 pub(super) async fn list(global: &Global, tenant: Option<String>) -> anyhow::Result<ExitCode> {
     let request = within(global, ListPluginsRequest { tenant_id: tenant.unwrap_or_default() });
     let answer = client::plugins(global).await?.list_plugins(request).await;
-    let plugins = answer.map_err(Problem::query)?.into_inner().plugins;
+    let ListPluginsResponse { plugins, grants, grants_unknown } = answer.map_err(Problem::query)?.into_inner();
     if global.output == Output::Json {
-        output::object(&json!({ "plugins": plugins.iter().map(plugin_json).collect::<Vec<_>>() }))?;
+        let granted = grants.iter().map(
+            |grant| json!({ "tenant_id": grant.tenant_id, "class": grant.class, "granted_at_ms": grant.granted_at_ms }),
+        );
+        output::object(&json!({
+            "plugins": plugins.iter().map(plugin_json).collect::<Vec<_>>(),
+            "grants": granted.collect::<Vec<_>>(),
+            "grants_unknown": grants_unknown,
+        }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(["TENANT", "PLUGIN", "HOOK", "DIGEST", "BYTES", "STATE"]);
+    let mut table = Table::new(["TENANT", "PLUGIN", "HOOK", "DIGEST", "BYTES", "CLASS", "STATE"]);
     for plugin in plugins {
         table.row([
             owner(&plugin).to_owned(),
@@ -155,11 +163,25 @@ pub(super) async fn list(global: &Global, tenant: Option<String>) -> anyhow::Res
             plugin.hook,
             short(&plugin.digest).to_owned(),
             grouped(plugin.size),
+            plugin.class,
             plugin.state,
         ]);
     }
     table.print("no plugins; push one: witan plugin push FILE")?;
+    for grant in grants {
+        output::line(&format!("granted: class {} to tenant {}", grant.class, grant.tenant_id))?;
+    }
+    if !grants_unknown.is_empty() {
+        output::line(&format!("granted: not known: {grants_unknown}"))?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+fn class(plugin: &PluginInfo) -> String {
+    match plugin.class_reason.as_str() {
+        "" => plugin.class.clone(),
+        reason => format!("{}: it {reason}", plugin.class),
+    }
 }
 
 fn owner(plugin: &PluginInfo) -> &str {
@@ -182,6 +204,7 @@ pub(super) async fn show(global: &Global, named: Named) -> anyhow::Result<ExitCo
                 ("bytes", grouped(plugin.size)),
                 ("deterministic", plugin.deterministic.to_string()),
                 ("signed by", signed_by.to_owned()),
+                ("class", class(&plugin)),
                 ("state", plugin.state.clone()),
             ];
             lines.iter().try_for_each(|(field, value)| output::line(&format!("{field:<14} {value}")))?;
@@ -213,6 +236,8 @@ fn plugin_json(plugin: &PluginInfo) -> Value {
         "state": plugin.state,
         "tenant_id": plugin.tenant_id,
         "signed_by": plugin.signed_by,
+        "class": plugin.class,
+        "class_reason": plugin.class_reason,
     })
 }
 

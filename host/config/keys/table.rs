@@ -429,6 +429,19 @@ pub const KEYS: &[Key] = &[
     )
     .sample("release=1f0c5e7a9b3d48626f8e0d1c2b4a69788796a5b4c3d2e1f00f1e2d3c4b5a6978"),
     Key::new(
+        "plugins.warm_bytes",
+        Size,
+        "Bytes of the instances of plugins that wait for the next question, of all tenants together: their memories and tables. Beyond \
+            it those are dropped that have waited longest, and the next question starts a new one. 0: none waits.",
+    )
+    .default("1GiB"),
+    Key::new(
+        "plugins.warm_bytes_per_tenant",
+        Size,
+        "The same of one tenant. An instance of a plugin in Rust or C has a megabyte or two, of one in Python or JavaScript ten or more.",
+    )
+    .default("256MiB"),
+    Key::new(
         "durability",
         Choice(&["sync", "os"]),
         "What acknowledged writes of the embedded stores survive: sync, a power failure; os, only \

@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::Answer;
 #[cfg(doc)]
 use super::StoreError;
+use crate::class::Class;
 use crate::hook::Hook;
 use crate::name::TenantId;
 
@@ -21,6 +22,9 @@ pub const PLUGIN_NAME_BYTES: usize = 128;
 pub const PLUGIN_VERSION_BYTES: usize = 64;
 /// Longest name of the file that a plugin came from, in bytes: that of common file systems.
 pub const PLUGIN_SOURCE_BYTES: usize = 255;
+
+/// Longest reason why a plugin needs its class, in bytes: a sentence with two numbers.
+pub const PLUGIN_CLASS_REASON_BYTES: usize = 256;
 
 /// A plugin's identity: the SHA-256 of its component's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -100,6 +104,10 @@ pub struct Artifact {
     pub source: Source,
     /// The id of the key that has signed it for its owner; `None`: it is not signed.
     pub signed_by: Option<String>,
+    /// The class of limits that it needs.
+    pub class: Class,
+    /// What of it is beyond the next stricter class, in words, at most [`PLUGIN_CLASS_REASON_BYTES`]; empty for the strictest.
+    pub class_reason: String,
 }
 
 impl Artifact {

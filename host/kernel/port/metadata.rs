@@ -1,7 +1,7 @@
 //! All of the metadata store: its facts, and every subject at once.
 
 use super::{
-    Answer, ArtifactStore, BindingStore, ChangeLog, FenceStore, LeaseStore, MigrationStore, PlacementStore,
+    Answer, ArtifactStore, BindingStore, ChangeLog, ClassStore, FenceStore, LeaseStore, MigrationStore, PlacementStore,
     SecretStore, SigningKeyStore, TenantStore, TokenStore, UpkeepClaims,
 };
 
@@ -15,8 +15,8 @@ pub trait StoreFacts: Send + Sync + 'static {
 }
 
 /// The whole metadata store: tenants, placement and its changes, coordinator leases, plugin artifacts and bindings, API tokens, secrets,
-/// signing keys, claims of upkeep, and the log of changes to all but the latter two. Object safe; whoever needs one subject should take
-/// that subject's trait.
+/// signing keys, grants of classes, claims of upkeep, and the log of changes to all but the latter three. Object safe; whoever needs one
+/// subject should take that subject's trait.
 pub trait Metadata:
     StoreFacts
     + ChangeLog
@@ -30,6 +30,7 @@ pub trait Metadata:
     + TokenStore
     + SecretStore
     + SigningKeyStore
+    + ClassStore
     + UpkeepClaims
 {
 }
@@ -47,6 +48,8 @@ impl<T> Metadata for T where
         + TokenStore
         + SecretStore
         + SigningKeyStore
+        + ClassStore
+        + ClassStore
         + UpkeepClaims
 {
 }

@@ -129,6 +129,8 @@ mod tests {
             staged_at_ms: 0,
             source: Source::Upload,
             signed_by: None,
+            class: crate::class::Class::Standard,
+            class_reason: String::new(),
         }
     }
 

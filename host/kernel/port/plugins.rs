@@ -7,7 +7,8 @@ use super::{
     SigningKey, Slot, StoreError,
 };
 #[cfg(doc)]
-use super::{ArtifactStore, MigrationStore};
+use super::{ArtifactStore, ClassStore, MigrationStore};
+use crate::class::Class;
 use crate::name::{NodeId, TenantId};
 
 /// Where the plugin host keeps components and bindings, for one coordinator or for several. Called on a thread of the plugin
@@ -35,6 +36,12 @@ pub trait PluginStore: Send + Sync + 'static {
 
     /// The keys with which an owner's plugins may be signed.
     fn signing_keys(&self) -> Result<Vec<SigningKey>, StoreError>;
+
+    /// Whether a tenant has a class.
+    fn has_class(&self, tenant: &TenantId, class: Class) -> Result<bool, StoreError>;
+
+    /// Counts a compilation for a tenant, as [`ClassStore::count_compilation`] does.
+    fn count_compilation(&self, tenant: &TenantId) -> Result<Option<u64>, StoreError>;
 
     /// Every binding. None of them counts as read: a thread may be about to change one of them, from an earlier version.
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError>;

@@ -6,11 +6,13 @@ use super::owners::NotOwned;
 use super::{
     ADDRESS_BYTES, ARTIFACT_BYTES, BINDING_RECORD_BYTES, BINDINGS, BindingChange, CAPABILITIES_BYTES, CHANGES,
     COORDINATORS, CandidateReport, Changed, Claim, Component, CoordinatorOnRecord, Digest, HISTORY_ENTRY_BYTES,
-    HOST_BYTES, LEASE_MS, NODES, PAGE, PLUGIN_NAME_BYTES, PLUGIN_SOURCE_BYTES, PLUGIN_VERSION_BYTES, REPORT_BYTES,
-    Slot, Source, StorageNode, StoreError, TOKEN_ID_BYTES, TOKEN_LABEL_BYTES, TOKENS, Token, VERSION_BYTES,
+    HOST_BYTES, LEASE_MS, NODES, PAGE, PLUGIN_CLASS_REASON_BYTES, PLUGIN_NAME_BYTES, PLUGIN_SOURCE_BYTES,
+    PLUGIN_VERSION_BYTES, REPORT_BYTES, Slot, Source, StorageNode, StoreError, TOKEN_ID_BYTES, TOKEN_LABEL_BYTES,
+    TOKENS, Token, VERSION_BYTES,
 };
 use super::{SIGNING_KEY_ID_BYTES, SIGNING_KEYS, SigningKey};
-use crate::capability::{CANDIDATES, GENERATIONS, MAINTENANCE, MOVES, OWNERS, SMALL_RECORDS, ZONES};
+use crate::capability::{CANDIDATES, CLASSES, GENERATIONS, MAINTENANCE, MOVES, OWNERS, SMALL_RECORDS, ZONES};
+use crate::class::Class;
 use crate::idempotency::{RESPONSE_BYTES, Step};
 use crate::limit;
 use crate::name::{NodeId, TenantId, shown};
@@ -53,6 +55,11 @@ pub fn node(node: &StorageNode) -> Result<(), StoreError> {
 pub fn component(component: &Component) -> Result<(), StoreError> {
     text("a plugin's name", &component.artifact.name, PLUGIN_NAME_BYTES)?;
     text("a plugin's version", &component.artifact.version, PLUGIN_VERSION_BYTES)?;
+    let reason = component.artifact.class_reason.len();
+    if reason > PLUGIN_CLASS_REASON_BYTES {
+        let most = PLUGIN_CLASS_REASON_BYTES;
+        return Err(StoreError::Refused(format!("the reason for a plugin's class has {reason} bytes; at most {most}")));
+    }
     if let Source::File(file) = &component.artifact.source {
         text("a plugin's file name", file, PLUGIN_SOURCE_BYTES)?;
     }
@@ -167,6 +174,7 @@ pub fn schema_of(capability: &str) -> Result<u64, StoreError> {
         GENERATIONS => Ok(12),
         CANDIDATES => Ok(13),
         OWNERS => Ok(14),
+        CLASSES => Ok(15),
         _ => Err(StoreError::Refused(format!("the metadata store cannot require the capability {capability}"))),
     }
 }
@@ -294,6 +302,14 @@ pub fn needed_artifact(digest: Digest) -> StoreError {
 /// What an owner may not have.
 pub fn not_owned(why: &NotOwned) -> StoreError {
     StoreError::Refused(why.to_string())
+}
+
+/// Checks that a class is one that is granted.
+pub fn granted_class(class: Class) -> Result<(), StoreError> {
+    if class.is_for_all() {
+        return Err(StoreError::Refused(format!("every tenant has class {class}; it is neither granted nor revoked")));
+    }
+    Ok(())
 }
 
 /// Whether a signing key may have this id: 1 to 64 of a-z, A-Z, 0-9, '.', '_' and '-'.

@@ -97,6 +97,8 @@ fn components_and_bindings_are_checked() {
             staged_at_ms: 0,
             source,
             signed_by: None,
+            class: witan_kernel::class::Class::Standard,
+            class_reason: String::new(),
         };
         rules::component(&Component { artifact, bytes })
     };

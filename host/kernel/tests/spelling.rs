@@ -147,6 +147,8 @@ fn names_are_shown_as_they_are() {
         staged_at_ms: 0,
         source: Source::Upload,
         signed_by: None,
+        class: witan_kernel::class::Class::Standard,
+        class_reason: String::new(),
     };
     assert_eq!(artifact.plugin(), "router@1.2");
     assert_eq!((Slot::parse("shop", "no hook"), Slot::parse("a:b", "routing-hook")), (None, None));

@@ -17,11 +17,11 @@ use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, Rea
 
 use super::{join_all, poll_once};
 
+mod classes;
 mod fences;
 mod migrations;
 mod owners;
 mod upkeep;
-
 pub use upkeep::duties_are_bounded;
 
 /// Lets this many milliseconds pass on the store's clock.
@@ -56,6 +56,8 @@ fn component(of: u8, hook: Hook) -> Component {
         staged_at_ms: 5,
         source: if of > 1 { Source::File(format!("plugin-{of}.wasm")) } else { Source::Upload },
         signed_by: None,
+        class: witan_kernel::class::Class::Standard,
+        class_reason: String::new(),
     };
     Component { artifact, bytes }
 }
@@ -67,7 +69,7 @@ fn slot(tenant: Option<&str>, hook: Hook) -> Slot {
 /// The whole contract, on an empty store.
 pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert!(metadata.now_ms().await.expect("the time") > 1_700_000_000_000);
-    assert_eq!(metadata.schema_version().await, Ok(14));
+    assert_eq!(metadata.schema_version().await, Ok(15));
     secrets(metadata).await;
     tenants(metadata).await;
     pages_of_tenants(metadata).await;
@@ -80,6 +82,7 @@ pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     upkeep::claims(metadata, pass).await;
     artifacts(metadata).await;
     owners::all(metadata).await;
+    classes::all(metadata).await;
     binding_records(metadata).await;
     tokens(metadata).await;
     each_change_is_listed(metadata).await;

@@ -1,11 +1,12 @@
 //! What every plugin store must do.
 
 use bytes::Bytes;
+use witan_kernel::class::Class;
 use witan_kernel::hook::Hook;
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{
     Artifact, CandidateReport, Digest, HISTORY_ENTRIES, HISTORY_ENTRY_BYTES, HistoryEntry, PluginStore, REPORT_BYTES,
-    REPORTS_KEPT_MS, RecordText, Saved, Slot, Source, StoreError,
+    REPORTS_KEPT_MS, RecordText, Saved, Slot, Source, StoreError, TENANT_COMPILATIONS, TENANT_COMPILATIONS_MS,
 };
 
 fn artifact(bytes: &Bytes, source: Source) -> Artifact {
@@ -20,6 +21,8 @@ fn artifact(bytes: &Bytes, source: Source) -> Artifact {
         staged_at_ms: 5,
         source,
         signed_by: None,
+        class: witan_kernel::class::Class::Standard,
+        class_reason: String::new(),
     }
 }
 
@@ -36,6 +39,7 @@ pub fn all(one: &dyn PluginStore, other: &dyn PluginStore) {
     reports(one, other);
     preparations(one, other);
     owners(one, other);
+    classes(one, other);
 }
 
 fn components(one: &dyn PluginStore, other: &dyn PluginStore) {
@@ -53,6 +57,18 @@ fn components(one: &dyn PluginStore, other: &dyn PluginStore) {
     other.forget(None, filed.digest).expect("removed");
     other.forget(None, filed.digest).expect("nothing to remove is no error");
     assert_eq!(one.component(filed.digest), Ok(None));
+}
+
+fn classes(one: &dyn PluginStore, other: &dyn PluginStore) {
+    let (tenant, next) = (TenantId::new("compiles").expect("valid"), TenantId::new("another").expect("valid"));
+    assert_eq!(one.has_class(&tenant, Class::Standard), Ok(true));
+    assert_eq!(one.has_class(&tenant, Class::Interpreted), Ok(false));
+    for _ in 0..TENANT_COMPILATIONS {
+        assert_eq!(one.count_compilation(&tenant), Ok(None));
+    }
+    let later = other.count_compilation(&tenant).expect("counted").expect("not now");
+    assert!((1..=TENANT_COMPILATIONS_MS).contains(&later), "{later}");
+    assert_eq!(other.count_compilation(&next), Ok(None));
 }
 
 fn bindings(one: &dyn PluginStore, other: &dyn PluginStore) {

@@ -78,6 +78,8 @@ impl TenantStore for MemoryMetadata {
             let before = std::mem::replace(stored, deleted.clone());
             state.leftovers.retain(|(of, _, _), _| *of != id);
             state.forget_artifacts_of(&id);
+            state.class_grants.retain(|(of, _), _| *of != id);
+            state.compilations.remove(&id);
             state.tenant_changed(&before, &deleted, fenced);
             Ok(deleted)
         })

@@ -47,8 +47,8 @@ impl Inner {
             return Ok((program, artifact));
         }
         let bytes = self.shelf.read(digest)?;
-        let hook = crate::validate::validate(&bytes, &self.shared.limits).map_err(PluginError::refused)?;
-        Ok((self.compile(digest, &bytes, hook, compiler_wait())?.0, artifact))
+        let valid = crate::validate::validate(&bytes, &self.shared.limits).map_err(PluginError::refused)?;
+        Ok((self.compile(digest, &bytes, &valid, compiler_wait())?.0, artifact))
     }
 
     /// Resolves the reference, probes the plugin, stores the binding, and swaps it in.
@@ -147,8 +147,9 @@ impl Inner {
 
     /// The plan of a slot's target, after it has passed its probe.
     pub(super) fn probed(&self, slot: &Slot, target: &Target) -> Result<(Plan, Artifact), PluginError> {
-        let (program, artifact) = self.program(target.digest)?;
+        // First, since it may have to be compiled here.
         self.may_bind(slot, target.digest)?;
+        let (program, artifact) = self.program(target.digest)?;
         let plan = plan(&program, &artifact, &target.configuration);
         self.probe(&plan, &artifact)?;
         Ok((plan, artifact))

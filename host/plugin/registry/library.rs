@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use witan_kernel::class::Class;
 use witan_kernel::hook::Hook;
 use witan_kernel::limit::COMPONENT_BYTES;
 use witan_kernel::name::TenantId;
@@ -21,6 +22,7 @@ use crate::error::HostError;
 use crate::folder::Folder;
 use crate::limit;
 use crate::upload::Push;
+use crate::validate::Valid;
 
 /// The component that a reference of a tenant means (`None`: one for all tenants): its own, or the operator's. Of several, the one in the
 /// watched folder, which is the operator's, otherwise the newest.
@@ -67,6 +69,15 @@ struct Description {
     bytes: u64,
     staged_at_ms: u64,
     file: Option<String>,
+    /// Absent in what earlier versions wrote, which had this class alone.
+    #[serde(default = "standard")]
+    class: String,
+    #[serde(default)]
+    class_reason: String,
+}
+
+fn standard() -> String {
+    Class::Standard.as_str().to_owned()
 }
 
 /// The folder with the known components. Its functions block, so that none is called under the registry's lock.
@@ -163,7 +174,7 @@ impl Library {
     }
 
     /// Describes a component that is staged now.
-    pub(super) fn artifact(&self, push: &Push, hook: Hook, manifest: Manifest, source: Source) -> Artifact {
+    pub(super) fn artifact(&self, push: &Push, valid: &Valid, manifest: Manifest, source: Source) -> Artifact {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         // Components staged within the same millisecond still have an order.
         let last = self.artifacts.values().map(|artifact| artifact.staged_at_ms).max().unwrap_or(0);
@@ -172,12 +183,14 @@ impl Library {
             owner: push.owner.clone(),
             name: manifest.name,
             version: manifest.version,
-            hook,
+            hook: valid.hook,
             deterministic: manifest.deterministic,
             size: push.bytes.len() as u64,
             staged_at_ms: now.max(last + 1),
             source,
             signed_by: None,
+            class: valid.needs.class,
+            class_reason: valid.needs.reason(),
         }
     }
 
@@ -223,6 +236,8 @@ fn describe(artifact: &Artifact) -> Description {
             Source::Upload => None,
             Source::File(name) => Some(name.clone()),
         },
+        class: artifact.class.as_str().to_owned(),
+        class_reason: artifact.class_reason.clone(),
     }
 }
 
@@ -241,5 +256,7 @@ fn read_description(path: &Path) -> Option<Artifact> {
         staged_at_ms: description.staged_at_ms,
         source: description.file.map_or(Source::Upload, Source::File),
         signed_by: None,
+        class: Class::parse(&description.class)?,
+        class_reason: description.class_reason,
     })
 }

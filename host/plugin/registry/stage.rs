@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use wasmtime::component::Component;
-use witan_kernel::hook::Hook;
+use witan_kernel::class::Class;
 use witan_kernel::name::TenantId;
 use witan_kernel::port::{SigningKey, Slot, StoreError, owners};
 use witan_kernel::sync::lock;
@@ -13,6 +13,7 @@ use witan_kernel::sync::lock;
 use super::library::{Artifact, Source, means};
 use super::{Inner, compiler_wait};
 use crate::binding::Reference;
+use crate::compile::Wanted;
 use crate::describe::describe;
 use crate::digest::Digest;
 use crate::error::PluginError;
@@ -21,6 +22,7 @@ use crate::folder::Settled;
 use crate::instance::Program;
 use crate::signature::{self, Mode, Signature, SignatureError};
 use crate::upload::Push;
+use crate::validate::Valid;
 
 impl Inner {
     /// Validates a component, compiles it, has it describe itself, and keeps it for its owner.
@@ -77,13 +79,17 @@ impl Inner {
         until: Instant,
         emit: &dyn Fn(EventKind, String),
     ) -> Result<Artifact, PluginError> {
-        let hook = crate::validate::validate(&push.bytes, &self.shared.limits).map_err(PluginError::refused)?;
-        let (program, compiled) = self.compile_for(push, digest, hook, until)?;
+        let valid = crate::validate::validate(&push.bytes, &self.shared.limits).map_err(PluginError::refused)?;
+        let class = valid.needs.class;
+        self.may_have(push.owner.as_ref(), class, || ("the component".to_owned(), valid.needs.reason()))?;
+        self.count_compilation(push.owner.as_ref(), class)?;
+        let (program, compiled) = self.compile_for(push, digest, &valid, until)?;
+        let hook = valid.hook;
         if compiled {
             emit(EventKind::Compiled, format!("for {hook}"));
         }
         let manifest = describe(&program, hook).map_err(PluginError::refused)?;
-        let mut artifact = lock(&self.state).library.artifact(push, hook, manifest, source);
+        let mut artifact = lock(&self.state).library.artifact(push, &valid, manifest, source);
         artifact.signed_by = self.signed_by(&artifact, push)?;
         let stocking = lock(&self.stocking);
         // Another thread may have staged the same component meanwhile.
@@ -135,14 +141,41 @@ impl Inner {
         }
     }
 
-    /// Checks, where plugins must be signed, that one is signed by a key that has not been removed.
+    /// Checks that a slot may have a component now: that its tenant has the class that it needs, and, where plugins must be signed, that
+    /// it is signed by a key that has not been removed.
     pub(super) fn may_bind(&self, slot: &Slot, digest: Digest) -> Result<(), PluginError> {
-        if self.signatures.mode != Mode::Required {
+        let own = self.owned(slot.tenant.as_ref(), digest).or_else(|| self.owned(None, digest));
+        let Some(artifact) = own else { return Ok(()) };
+        self.may_have(slot.tenant.as_ref(), artifact.class, || (artifact.plugin(), artifact.class_reason.clone()))?;
+        if self.signatures.mode == Mode::Required {
+            signature::is_signed(&artifact, &self.signing_keys()?)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that a tenant has a class. What is for all tenants (`None`) is an operator's, who may have any. `what`: the component, and
+    /// why it needs the class.
+    fn may_have(
+        &self,
+        tenant: Option<&TenantId>,
+        class: Class,
+        what: impl FnOnce() -> (String, String),
+    ) -> Result<(), PluginError> {
+        let Some(tenant) = tenant.filter(|_| !class.is_for_all()) else { return Ok(()) };
+        if self.store.has_class(tenant, class)? {
             return Ok(());
         }
-        let keys = self.signing_keys()?;
-        let own = self.owned(slot.tenant.as_ref(), digest).or_else(|| self.owned(None, digest));
-        own.map_or(Ok(()), |artifact| Ok(signature::is_signed(&artifact, &keys)?))
+        let (what, reason) = what();
+        Err(PluginError::ClassNotGranted { what, tenant: tenant.clone(), class, reason })
+    }
+
+    /// Counts a compilation for a tenant, if there is room for one of this class.
+    fn count_compilation(&self, tenant: Option<&TenantId>, class: Class) -> Result<(), PluginError> {
+        let Some(tenant) = tenant.filter(|_| !class.is_for_all()) else { return Ok(()) };
+        match self.store.count_compilation(tenant)? {
+            None => Ok(()),
+            Some(ms) => Err(PluginError::Rate { tenant: tenant.clone(), class, wait: Duration::from_millis(ms) }),
+        }
     }
 
     /// The keys of the configuration, and those of the store as they are now: a key that was removed is gone at once.
@@ -158,16 +191,16 @@ impl Inner {
         &self,
         push: &Push,
         digest: Digest,
-        hook: Hook,
+        valid: &Valid,
         until: Instant,
     ) -> Result<(Arc<Program>, bool), PluginError> {
         if push.owner.is_none() || self.known(digest).is_none() {
-            return self.compile(digest, &push.bytes, hook, until);
+            return self.compile(digest, &push.bytes, valid, until);
         }
         let needed = |digest| lock(&self.state).refers_to(digest);
-        let compiled = self.compiler.component_anew(&self.engine, digest, &push.bytes, until, &needed);
+        let compiled = self.compiler.component_anew(&self.engine, &wanted(valid, digest, &push.bytes), until, &needed);
         // It only describes itself: bindings go on with the program that they have.
-        Ok((Arc::new(self.link(&compiled.map_err(PluginError::uncompiled)?, hook)?), true))
+        Ok((Arc::new(self.link(&compiled.map_err(PluginError::uncompiled)?, valid)?), true))
     }
 
     /// Checks that the owner may have another component, before anything is stored. The store checks it again.
@@ -226,26 +259,25 @@ impl Inner {
         &self,
         digest: Digest,
         bytes: &[u8],
-        hook: Hook,
+        valid: &Valid,
         until: Instant,
     ) -> Result<(Arc<Program>, bool), PluginError> {
         if let Some(program) = self.loaded(digest) {
             return Ok((program, false));
         }
         let needed = |digest| lock(&self.state).refers_to(digest);
-        let compiled = self.compiler.component(&self.engine, digest, bytes, until, &needed);
+        let compiled = self.compiler.component(&self.engine, &wanted(valid, digest, bytes), until, &needed);
         let (component, compiled) = compiled.map_err(PluginError::uncompiled)?;
-        let program = Arc::new(self.link(&component, hook)?);
+        let program = Arc::new(self.link(&component, valid)?);
         let mut programs = lock(&self.programs);
         programs.retain(|_, program| program.strong_count() > 0);
         programs.insert(digest, Arc::downgrade(&program));
         Ok((program, compiled))
     }
 
-    fn link(&self, component: &Component, hook: Hook) -> Result<Program, PluginError> {
-        let budget = self.shared.limits.budget(hook).clone();
+    fn link(&self, component: &Component, valid: &Valid) -> Result<Program, PluginError> {
         let ticks = self.shared.ticks.clone();
-        Program::link(&self.engine, component, hook, ticks, budget).map_err(PluginError::refused)
+        Program::link(&self.engine, component, valid.hook, ticks, valid.budget.clone()).map_err(PluginError::refused)
     }
 
     /// Takes a component from its owner.
@@ -269,4 +301,9 @@ impl Inner {
         })?;
         self.forget(owner, digest).ok_or_else(not_found)
     }
+}
+
+/// What the compiler has to know of a component that keeps the rules.
+fn wanted<'a>(valid: &Valid, digest: Digest, bytes: &'a [u8]) -> Wanted<'a> {
+    Wanted { digest, bytes, class: valid.needs.class }
 }

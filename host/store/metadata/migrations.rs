@@ -32,6 +32,7 @@ const SQLITE: &[File] = files!("sqlite":
     (12, "generations", "0012_generations.sql"),
     (13, "candidates", "0013_candidates.sql"),
     (14, "plugin owners", "0014_plugin_owners.sql"),
+    (15, "plugin classes", "0015_plugin_classes.sql"),
 );
 
 const POSTGRES: &[File] = files!("postgres":
@@ -49,6 +50,7 @@ const POSTGRES: &[File] = files!("postgres":
     (12, "generations", "0012_generations.sql"),
     (13, "candidates", "0013_candidates.sql"),
     (14, "plugin owners", "0014_plugin_owners.sql"),
+    (15, "plugin classes", "0015_plugin_classes.sql"),
 );
 
 /// The migrations of an SQLite database.
@@ -129,7 +131,8 @@ mod tests {
                 "4ad3fc2fd663836b",
                 "7ba944f5824a12d6",
                 "d0b1b7758a1950d4",
-                "bb0c5c573044a4f2"
+                "bb0c5c573044a4f2",
+                "3275b47af89e1f37"
             ]
         );
         assert_eq!(
@@ -148,7 +151,8 @@ mod tests {
                 "9ee05d6cfd01b4c6",
                 "884cf9df73a12b50",
                 "faeb8e52c7930ded",
-                "e2527a39e8451dd1"
+                "e2527a39e8451dd1",
+                "f77786e9fecd8f71"
             ]
         );
     }

@@ -20,6 +20,7 @@ mod artifacts;
 mod bindings;
 mod candidates;
 mod changes;
+mod classes;
 mod db;
 mod facts;
 mod fences;

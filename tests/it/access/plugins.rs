@@ -16,19 +16,19 @@ const TOKENS: &str = "  tokens: true\n";
 const HOOK: &str = "consistency-policy";
 
 /// The plugin service, as somebody sees it.
-struct Seen(PluginServiceClient<Link>);
+pub(super) struct Seen(pub(super) PluginServiceClient<Link>);
 
-type Refused = (Code, String);
+pub(super) type Refused = (Code, String);
 
 fn refusal(status: &Status) -> Refused {
     (status.code(), status.get_details_error_info().map(|info| info.reason).unwrap_or_default())
 }
 
-fn refused<T: std::fmt::Debug>(result: Result<T, Status>) -> Refused {
+pub(super) fn refused<T: std::fmt::Debug>(result: Result<T, Status>) -> Refused {
     refusal(&result.expect_err("it is refused"))
 }
 
-fn because(code: Code, reason: &str) -> Refused {
+pub(super) fn because(code: Code, reason: &str) -> Refused {
     (code, reason.to_owned())
 }
 
@@ -41,7 +41,7 @@ impl Seen {
         Ok(answer.plugin.expect("a plugin"))
     }
 
-    async fn upload(&self, tenant: &str, component: &[u8]) -> Result<v1::PluginInfo, Status> {
+    pub(super) async fn upload(&self, tenant: &str, component: &[u8]) -> Result<v1::PluginInfo, Status> {
         let tenant_id = tenant.to_owned();
         self.send(v1::UploadPluginManifest { tenant_id, ..Default::default() }, component).await
     }
@@ -52,7 +52,7 @@ impl Seen {
         Ok(plugins.into_iter().map(|plugin| (plugin.tenant_id, plugin.name)).collect())
     }
 
-    async fn get(&self, tenant: &str, plugin: &str) -> Result<v1::PluginInfo, Status> {
+    pub(super) async fn get(&self, tenant: &str, plugin: &str) -> Result<v1::PluginInfo, Status> {
         let request = v1::GetPluginRequest { tenant_id: tenant.to_owned(), plugin: plugin.to_owned() };
         Ok(self.0.clone().get_plugin(request).await?.into_inner().plugin.expect("a plugin"))
     }
@@ -62,7 +62,7 @@ impl Seen {
         self.0.clone().remove_plugin(request).await.map(drop)
     }
 
-    async fn bind(&self, tenant: &str, plugin: &str) -> Result<v1::BindPluginResponse, Status> {
+    pub(super) async fn bind(&self, tenant: &str, plugin: &str) -> Result<v1::BindPluginResponse, Status> {
         let (tenant_id, hook, plugin) = (tenant.to_owned(), HOOK.to_owned(), plugin.to_owned());
         let request = v1::BindPluginRequest { tenant_id, hook, plugin, ..Default::default() };
         self.0.clone().bind_plugin(request).await.map(Response::into_inner)
@@ -76,15 +76,15 @@ impl Seen {
 }
 
 /// Two tenants, whose administrators have a token each, and an operator.
-struct Scene {
-    guarded: Guarded,
-    acme: Seen,
-    other: Seen,
-    operator: Seen,
+pub(super) struct Scene {
+    pub(super) guarded: Guarded,
+    pub(super) acme: Seen,
+    pub(super) other: Seen,
+    pub(super) operator: Seen,
 }
 
 impl Scene {
-    async fn start(more: &str) -> Self {
+    pub(super) async fn start(more: &str) -> Self {
         let guarded = Guarded::start_with(TOKENS, more).await;
         let admin = async |tenant: &str| {
             guarded.tenant(tenant).await;

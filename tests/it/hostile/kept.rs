@@ -147,8 +147,8 @@ async fn uploads_without_an_end() {
         let endless = tokio_stream::iter(parts).chain(futures::stream::pending());
         PluginServiceClient::new(channel(target.address())).upload_plugin(endless).await
     };
-    // 1.9 GiB, if all of it was kept. Each is refused as soon as it has more than it may have.
-    for refused in join_all((0..60).map(|_| upload(31, 1 << 20))).await {
+    // 2 GiB, if all of it was kept. Each is refused as soon as it has more than it, or all large ones together, may have.
+    for refused in join_all((0..60).map(|_| upload(33, 1 << 20))).await {
         let refused = refused.expect_err("it is too large");
         let reason = refused.get_details_error_info().map(|info| info.reason).unwrap_or_default();
         assert!(matches!(reason.as_str(), "PLUGIN_REFUSED" | "OVERLOADED"), "{refused}");

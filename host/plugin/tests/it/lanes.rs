@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use witan_kernel::class::Class;
 use witan_kernel::hook::Hook;
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{
@@ -78,6 +79,14 @@ impl PluginStore for Observed {
 
     fn signing_keys(&self) -> Result<Vec<SigningKey>, StoreError> {
         self.store.signing_keys()
+    }
+
+    fn has_class(&self, tenant: &TenantId, class: Class) -> Result<bool, StoreError> {
+        self.store.has_class(tenant, class)
+    }
+
+    fn count_compilation(&self, tenant: &TenantId) -> Result<Option<u64>, StoreError> {
+        self.store.count_compilation(tenant)
     }
 
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {

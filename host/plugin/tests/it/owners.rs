@@ -19,7 +19,7 @@ fn policy(name: &str, required: u8) -> Vec<u8> {
 }
 
 impl World {
-    async fn stage_for(&self, owner: &str, component: &[u8]) -> Result<Artifact, PluginError> {
+    pub(crate) async fn stage_for(&self, owner: &str, component: &[u8]) -> Result<Artifact, PluginError> {
         let bytes = Bytes::copy_from_slice(component);
         self.host.stage(Push { owner: Some(tenant(owner)), bytes, signature: None }, None).await
     }

@@ -65,14 +65,14 @@ fn laws_are_tried_on_the_authors_values_too() {
 
 #[test]
 fn what_would_be_refused_is_refused_but_can_be_looked_at() {
-    let asks_for_more = Guest::policy("large", 2).with(|guest| guest.pages = 1000).build();
+    let asks_for_more = Guest::policy("large", 2).with(|guest| guest.pages = 1100).build();
     let it = trial::inspect(&asks_for_more).unwrap();
-    assert_eq!((it.hook, it.memories, it.memory_bytes), (Some(Hook::ConsistencyPolicy), 1, 1000 << 16));
+    assert_eq!((it.hook, it.memories, it.memory_bytes), (Some(Hook::ConsistencyPolicy), 1, 1100 << 16));
     assert_eq!((it.bytes, it.instances), (asks_for_more.len(), 1));
     assert!(it.exports.contains(&"witan:plugin/policy@0.1.0".to_owned()), "{it:?}");
     for refused in [trial::validate(&asks_for_more, &ample()).map(drop), prepare(&asks_for_more).map(drop)] {
         let refused = refused.unwrap_err().to_string();
-        assert!(refused.contains("65536000 bytes of memory"), "{refused}");
+        assert!(refused.contains("72089600 bytes of memory"), "{refused}");
     }
     assert!(trial::inspect(b"\0asm\x01\0\0\0").unwrap_err().to_string().contains("core module"));
 }

@@ -1,6 +1,7 @@
 //! Plugin artifacts.
 
 use bytes::Bytes;
+use witan_kernel::class::Class;
 use witan_kernel::hook::Hook;
 use witan_kernel::name::TenantId;
 use witan_kernel::port::{
@@ -59,8 +60,9 @@ async fn put(db: &mut Db, component: Component) -> Result<(), StoreError> {
 async fn insert(db: &mut Db, artifact: &Artifact, bytes: &Bytes) -> Result<(), StoreError> {
     let signed_by = artifact.signed_by.as_deref().filter(|_| artifact.owner.is_none());
     db.execute(
-        "INSERT INTO plugin_artifacts (digest, name, version, hook, deterministic, source, bytes, signed_by, created_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        "INSERT INTO plugin_artifacts (digest, name, version, hook, deterministic, source, bytes, signed_by, created_at,
+            class, class_reason)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         &[
             Value::Bytes(&artifact.digest.0),
             Value::Text(&artifact.name),
@@ -71,6 +73,8 @@ async fn insert(db: &mut Db, artifact: &Artifact, bytes: &Bytes) -> Result<(), S
             Value::Bytes(bytes),
             Value::MaybeText(signed_by),
             Value::Number(artifact.staged_at_ms),
+            Value::Text(artifact.class.as_str()),
+            Value::Text(&artifact.class_reason),
         ],
     )
     .await
@@ -96,7 +100,7 @@ async fn get(db: &mut Db, digest: Digest) -> Result<Option<Component>, StoreErro
         .row(
             "SELECT a.digest, COALESCE(o.tenant_id, '') AS tenant_id, name, version, hook, deterministic, source,
                 CAST(length(bytes) AS BIGINT) AS size, bytes, COALESCE(o.signed_by, a.signed_by) AS signed_by,
-                COALESCE(o.created_at, a.created_at) AS created_at
+                COALESCE(o.created_at, a.created_at) AS created_at, class, class_reason
              FROM plugin_artifacts a LEFT JOIN plugin_owners o ON o.digest = a.digest
              WHERE a.digest = $1 ORDER BY tenant_id LIMIT 1",
             &[Value::Bytes(&digest.0)],
@@ -113,7 +117,7 @@ async fn list(db: &mut Db, after: Option<(Digest, Option<TenantId>)>, limit: u64
         .rows(
             "SELECT a.digest, COALESCE(o.tenant_id, '') AS tenant_id, name, version, hook, deterministic, source,
                 CAST(length(bytes) AS BIGINT) AS size, COALESCE(o.signed_by, a.signed_by) AS signed_by,
-                COALESCE(o.created_at, a.created_at) AS created_at
+                COALESCE(o.created_at, a.created_at) AS created_at, class, class_reason
              FROM plugin_artifacts a LEFT JOIN plugin_owners o ON o.digest = a.digest
              WHERE a.digest > $1 OR (a.digest = $1 AND COALESCE(o.tenant_id, '') > $2)
              ORDER BY a.digest, tenant_id LIMIT $3",
@@ -178,5 +182,7 @@ fn artifact(row: &Row) -> Result<Artifact, StoreError> {
         staged_at_ms: row.number("created_at")?,
         source: row.maybe_text("source")?.map_or(Source::Upload, Source::File),
         signed_by: row.maybe_text("signed_by")?,
+        class: row.spelled("class", Class::parse)?,
+        class_reason: row.text("class_reason")?,
     })
 }

@@ -6,7 +6,7 @@ use super::db::Db;
 use super::{Driver, SqlMetadata};
 
 /// The newest migration that this program knows.
-const SCHEMA: u64 = 14;
+const SCHEMA: u64 = 15;
 
 impl<D: Driver> SqlMetadata<D> {
     /// Checks that this program knows the store's schema well enough to work on it.
