@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use witan_plugin::class::Use;
 use witan_plugin::trial::{self, Trial};
-use witan_plugin::{Inspection, Limits};
+use witan_plugin::{Class, Inspection, Limits};
 
-use crate::class::{CLASSES, Class, Use};
+use crate::class::{self, Classified};
 use crate::output::{self, Output, grouped};
 use crate::subject::{self, Subject};
 
@@ -25,8 +26,7 @@ pub struct Args {
 /// What was found out about a component.
 struct Checked {
     inspection: Inspection,
-    /// The strictest class whose limits it keeps.
-    needed: Option<Class>,
+    classified: Classified,
     /// The compiled component, or why a coordinator refuses it.
     trial: Result<Trial, String>,
 }
@@ -44,9 +44,9 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
 
 fn check(subject: &Subject, configuration: &[u8]) -> Result<Checked> {
     let inspection = trial::inspect(&subject.bytes).with_context(|| subject.path.display().to_string())?;
-    let needed = Class::needed(&inspection);
+    let classified = class::classify(&inspection);
     let trial = prepare(subject, configuration).map_err(|error| error.to_string());
-    Ok(Checked { inspection, needed, trial })
+    Ok(Checked { inspection, classified, trial })
 }
 
 /// Does what a coordinator does with an upload, and then with a binding.
@@ -61,15 +61,14 @@ fn prepare(subject: &Subject, configuration: &[u8]) -> Result<Trial> {
 }
 
 fn print(subject: &Subject, checked: &Checked) -> Result<()> {
-    let Checked { inspection, needed, trial } = checked;
+    let Checked { inspection, classified, trial } = checked;
     output::line(&format!("{}: {} bytes", subject.path.display(), grouped(inspection.bytes as u64)))?;
     let world = inspection.hook.map_or("none of this version".to_owned(), |hook| hook.to_string());
     output::line(&format!("  world     {world}; it exports {}", list(&inspection.exports)))?;
     output::line(&format!("  imports   {}", list(&inspection.imports)))?;
-    let class = needed.unwrap_or(CLASSES[CLASSES.len() - 1]);
-    output::line(&format!("  class     {}", class_words(*needed)))?;
-    for of_limit in class.uses(inspection) {
-        output::line(&format!("            {}", of_limit.line()))?;
+    output::line(&format!("  class     {}", classified.words()))?;
+    for each in &classified.uses {
+        output::line(&format!("            {}", class::line(each)))?;
     }
     match trial {
         Ok(trial) => {
@@ -85,25 +84,13 @@ fn print(subject: &Subject, checked: &Checked) -> Result<()> {
     Ok(())
 }
 
-fn class_words(needed: Option<Class>) -> String {
-    match needed {
-        Some(class) if class.is_offered => format!("{}, which every tenant has", class.name),
-        Some(class) => {
-            format!("{}, which coordinators of this version do not have: they refuse it", class.name)
-        }
-        None => "none: it is beyond the limits of every class".to_owned(),
-    }
-}
-
 fn list(names: &[String]) -> String {
     if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
 }
 
 fn shown(subject: &Subject, checked: &Checked) -> Value {
-    let Checked { inspection, needed, trial } = checked;
-    let class = needed.unwrap_or(CLASSES[CLASSES.len() - 1]);
-    let uses = class.uses(inspection);
-    let uses = uses.iter().map(|Use { what, has, most }| json!({ "what": what, "has": has, "most": most }));
+    let Checked { inspection, classified, trial } = checked;
+    let shown = |Use { what, has, most }: &Use| json!({ "what": what.label(), "has": has, "most": most });
     json!({
         "file": subject.path,
         "accepted": trial.is_ok(),
@@ -111,8 +98,8 @@ fn shown(subject: &Subject, checked: &Checked) -> Value {
         "world": inspection.hook.map(|hook| hook.as_str()),
         "imports": inspection.imports,
         "exports": inspection.exports,
-        "class": needed.map(|class| class.name),
-        "limits": uses.collect::<Vec<_>>(),
+        "class": classified.class.map(Class::as_str),
+        "limits": classified.uses.iter().map(shown).collect::<Vec<_>>(),
         "name": trial.as_ref().ok().map(Trial::name),
         "version": trial.as_ref().ok().map(Trial::version),
         "deterministic": trial.as_ref().ok().map(Trial::is_deterministic),

@@ -56,7 +56,7 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
     }
     let folder = TempDir::with_prefix("witan-bench-")?;
     let mut limits = Limits::default();
-    for budget in [&mut limits.policy, &mut limits.routing, &mut limits.resolver] {
+    for budget in limits.budgets_mut() {
         // A loop of calls uses more of a core than one tenant may.
         budget.share = 10_000;
     }

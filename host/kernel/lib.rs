@@ -23,6 +23,7 @@ pub mod backoff;
 pub mod burial;
 pub mod candidate;
 pub mod capability;
+pub mod class;
 pub mod clock;
 pub mod condition;
 pub mod context;

@@ -8,11 +8,12 @@ use std::time::Instant;
 
 use wasmtime::Engine;
 use wasmtime::component::Component;
+use witan_kernel::class::Class;
 
 use crate::digest::Digest;
 use crate::error::HostError;
 use crate::images::Images;
-use crate::limit::{self, Limits};
+use crate::limit::{self, ClassLimits, Limits};
 use crate::refusals::Refusals;
 use crate::spawn;
 use crate::turn::Turns;
@@ -49,6 +50,13 @@ struct Counters {
     not_now: AtomicU64,
 }
 
+/// A component that is to be compiled, within the limits of its class.
+pub(crate) struct Wanted<'a> {
+    pub(crate) digest: Digest,
+    pub(crate) bytes: &'a [u8],
+    pub(crate) class: Class,
+}
+
 /// Compiles at most [`limit::COMPILATIONS`] components at once, and each digest only once at a time.
 pub(crate) struct Compiler {
     /// The program that is started for each, see [`crate::compile_if_asked`].
@@ -66,15 +74,14 @@ pub(crate) struct Compiler {
 impl Compiler {
     /// A compiler that caches its images below `data_dir`.
     pub(crate) fn new(program: PathBuf, data_dir: &Path, limits: Arc<Limits>) -> Result<Self, HostError> {
-        let images = Images::open(data_dir, limits.image, limits.images)?;
-        let under = format!(
-            "witan {}, engine {:016x}, {} s of CPU time, {} bytes of memory, {} bytes of machine code",
-            env!("CARGO_PKG_VERSION"),
-            images.compatibility(),
-            limits.compile.as_secs_f32(),
-            limits.compile_memory,
-            limits.image
-        );
+        let images = Images::open(data_dir, limits.standard.image.max(limits.interpreted.image), limits.images)?;
+        let of = |class: Class| {
+            let ClassLimits { compile, compile_memory, image, .. } = limits.of(class);
+            let seconds = compile.as_secs_f32();
+            format!("{class}: {seconds} s of CPU time, {compile_memory} bytes of memory, {image} bytes of machine code")
+        };
+        let (version, engine) = (env!("CARGO_PKG_VERSION"), images.compatibility());
+        let under = format!("witan {version}, engine {engine:016x}, {}", Class::ALL.map(of).join(", "));
         let refusals = Refusals::open(data_dir, under);
         let (places, digests) = (Places::default(), Turns::default());
         Ok(Self { program, images, refusals, limits, places, digests, counters: Counters::default() })
@@ -86,45 +93,43 @@ impl Compiler {
     pub(crate) fn component(
         &self,
         engine: &Engine,
-        digest: Digest,
-        bytes: &[u8],
+        wanted: &Wanted<'_>,
         until: Instant,
         needed: &dyn Fn(Digest) -> bool,
     ) -> Result<(Component, bool), Uncompiled> {
-        let _turn = self.digests.take_until(&digest, until).ok_or(NotNow::Same)?;
-        if let Some(component) = self.images.get(digest).and_then(|image| load(engine, &image).ok()) {
+        let _turn = self.digests.take_until(&wanted.digest, until).ok_or(NotNow::Same)?;
+        if let Some(component) = self.images.get(wanted.digest).and_then(|image| load(engine, &image).ok()) {
             return Ok((component, false));
         }
-        self.compile_now(engine, digest, bytes, until, needed).map(|component| (component, true))
+        self.compile_now(engine, wanted, until, needed).map(|component| (component, true))
     }
 
     /// The same, compiled even if its machine code is cached: whoever waits must not learn from the time that it was.
     pub(crate) fn component_anew(
         &self,
         engine: &Engine,
-        digest: Digest,
-        bytes: &[u8],
+        wanted: &Wanted<'_>,
         until: Instant,
         needed: &dyn Fn(Digest) -> bool,
     ) -> Result<Component, Uncompiled> {
-        let _turn = self.digests.take_until(&digest, until).ok_or(NotNow::Same)?;
-        self.compile_now(engine, digest, bytes, until, needed)
+        let _turn = self.digests.take_until(&wanted.digest, until).ok_or(NotNow::Same)?;
+        self.compile_now(engine, wanted, until, needed)
     }
 
     /// For a thread that has the digest's turn.
     fn compile_now(
         &self,
         engine: &Engine,
-        digest: Digest,
-        bytes: &[u8],
+        wanted: &Wanted<'_>,
         until: Instant,
         needed: &dyn Fn(Digest) -> bool,
     ) -> Result<Component, Uncompiled> {
+        let digest = wanted.digest;
         if let Some(why) = self.refusals.get(digest) {
             return Err(CompileError::Before(why).into());
         }
         let _place = self.places.take_until(until).ok_or(NotNow::Busy)?;
-        let image = self.compile(digest, bytes)?;
+        let image = self.compile(wanted)?;
         if let Err(error) = self.images.put(digest, &image, needed) {
             tracing::warn!(%digest, %error, "a compiled plugin cannot be cached; it will be compiled again after a restart");
         }
@@ -132,12 +137,12 @@ impl Compiler {
     }
 
     /// Compiles in a process of its own, and remembers a refusal.
-    fn compile(&self, digest: Digest, bytes: &[u8]) -> Result<Vec<u8>, Uncompiled> {
-        let compiled = spawn::compile(&self.program, bytes, &self.limits);
+    fn compile(&self, Wanted { digest, bytes, class }: &Wanted<'_>) -> Result<Vec<u8>, Uncompiled> {
+        let compiled = spawn::compile(&self.program, bytes, self.limits.of(*class), self.limits.compile_wall);
         let counted = match &compiled {
             Ok(_) => &self.counters.compiled,
             Err(Uncompiled::Refused(why)) => {
-                self.refusals.put(digest, &why.to_string());
+                self.refusals.put(*digest, &why.to_string());
                 &self.counters.refused
             }
             Err(Uncompiled::NotNow(_)) => &self.counters.not_now,
@@ -213,7 +218,8 @@ mod tests {
 
     fn failure(compiler: &Compiler, until: Instant) -> Uncompiled {
         let engine = crate::engine::runtime().unwrap();
-        let compiled = compiler.component(&engine, Digest::of(EMPTY), EMPTY, until, &|_| false);
+        let wanted = Wanted { digest: Digest::of(EMPTY), bytes: EMPTY, class: Class::Standard };
+        let compiled = compiler.component(&engine, &wanted, until, &|_| false);
         compiled.map(|_| ()).unwrap_err()
     }
 

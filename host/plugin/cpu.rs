@@ -14,7 +14,7 @@ const SLOW: Duration = Duration::from_micros(100);
 /// time is charged up to this bound, because reading the thread's CPU time would cost a system call with every question, and a
 /// thread that is descheduled on a busy machine takes longer without using more CPU.
 pub(crate) fn max_cpu(budget: &Budget) -> Duration {
-    3 * (budget.cpu + 2 * TICK)
+    budget.start + 2 * budget.cpu + 6 * TICK
 }
 
 /// How long a plugin's calls take of late.

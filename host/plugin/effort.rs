@@ -13,7 +13,7 @@ use wasmparser::{
     ValidatorResources,
 };
 
-use crate::limit::{self, Limits};
+use crate::limit::{self, ClassLimits};
 
 /// Why a component is refused: it is invalid, or too much work. The sentence continues its name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,11 +21,10 @@ pub(crate) enum EffortError {
     #[error("is not a valid component: {0}")]
     Invalid(String),
     #[error(
-        "has a function whose operators take and give more than {} values, block parameters and results of calls \
-         included: split it, or pass fewer values",
-        limit::FUNCTION_VALUES
+        "has a function whose operators take and give more than {0} values, block parameters and results of calls \
+         included: split it, or pass fewer values"
     )]
-    FunctionValues,
+    FunctionValues(u64),
     #[error("has functions whose operators take and give more than {0} values in all; pass fewer values")]
     Values(u64),
     #[error(
@@ -43,16 +42,17 @@ impl From<wasmparser::BinaryReaderError> for EffortError {
 }
 
 /// Validates a component, and counts the work that its functions are.
-pub(crate) fn check(bytes: &[u8], limits: &Limits) -> Result<(), EffortError> {
+pub(crate) fn check(bytes: &[u8], limits: &ClassLimits) -> Result<(), EffortError> {
     let features = crate::engine::features();
     let mut validator = Validator::new_with_features(features);
     let mut parser = Parser::new(0);
     parser.set_features(features);
     let mut allocations = FuncValidatorAllocations::default();
-    let (mut values, most) = (0_u64, limit::VALUES_PER_BYTE * limits.artifact as u64);
+    let (mut values, most) = (0_u64, limit::VALUES_PER_BYTE * limits.component() as u64);
+    let of_each = limits.function_values();
     for payload in parser.parse_all(bytes) {
         if let ValidPayload::Func(function, body) = validator.payload(&payload?)? {
-            let (of_function, kept) = check_function(function, &body, allocations)?;
+            let (of_function, kept) = check_function(function, &body, allocations, of_each)?;
             allocations = kept;
             values = values.saturating_add(of_function);
             if values > most {
@@ -63,11 +63,12 @@ pub(crate) fn check(bytes: &[u8], limits: &Limits) -> Result<(), EffortError> {
     Ok(())
 }
 
-/// The values that the operators of a function take and give.
+/// The values that the operators of a function take and give: at most this many.
 fn check_function(
     function: FuncToValidate<ValidatorResources>,
     body: &FunctionBody<'_>,
     allocations: FuncValidatorAllocations,
+    most: u64,
 ) -> Result<(u64, FuncValidatorAllocations), EffortError> {
     let mut validator = function.into_validator(allocations);
     let mut reader = body.get_binary_reader();
@@ -78,8 +79,8 @@ fn check_function(
         let (operator, offset) = operators.read_with_offset()?;
         let moved = values_of(&operator, offset, &mut validator);
         values = values.saturating_add(moved);
-        if values > limit::FUNCTION_VALUES {
-            return Err(EffortError::FunctionValues);
+        if values > most {
+            return Err(EffortError::FunctionValues(most));
         }
         let alive = u64::from(validator.len_locals()) + u64::from(validator.operand_stack_height());
         tangle = tangle.saturating_add(ways(&operator).saturating_mul(alive).saturating_add(moved * splits(&operator)));
@@ -116,11 +117,15 @@ fn splits(operator: &Operator<'_>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limit::Limits;
+
+    /// Most values of a function in class standard.
+    const VALUES: u64 = limit::VALUES_PER_BYTE * limit::FUNCTION_BYTES as u64;
 
     /// What is said about a component with this core module.
     fn checked(module: &str) -> Result<(), EffortError> {
         let bytes = wat::parse_str(format!("(component (core module {module}))")).unwrap();
-        check(&bytes, &Limits::default())
+        check(&bytes, &Limits::default().standard)
     }
 
     /// `count` parameters or results.
@@ -150,10 +155,10 @@ mod tests {
         let (open, end) = ("loop (type $t) ".repeat(2000), "end ".repeat(2000));
         let push = "i32.const 0 ".repeat(200);
         let nested = format!("{} (func {push} {open} {end} {})", through(200), "drop ".repeat(200));
-        assert_eq!(checked(&nested), Err(EffortError::FunctionValues));
+        assert_eq!(checked(&nested), Err(EffortError::FunctionValues(VALUES)));
         let each = "loop (type $t) end ".repeat(2000);
         let in_a_row = format!("{} (func {push} {each} {})", through(200), "drop ".repeat(200));
-        assert_eq!(checked(&in_a_row), Err(EffortError::FunctionValues));
+        assert_eq!(checked(&in_a_row), Err(EffortError::FunctionValues(VALUES)));
     }
 
     #[test]
@@ -170,17 +175,20 @@ mod tests {
         let targets = " 0".repeat(6000);
         let table =
             format!("(func block (result {}) {push} (br_table{targets} (i32.const 0)) end unreachable)", many(200));
-        assert_eq!(checked(&table), Err(EffortError::FunctionValues));
+        assert_eq!(checked(&table), Err(EffortError::FunctionValues(VALUES)));
     }
 
     #[test]
     fn parameters_and_results_of_calls_are_values_and_the_validator_holds_few_of_them() {
         let results = format!("(func $f (result {}) unreachable)", many(1000));
         let pushes = format!("{results} (func {} unreachable)", "call $f ".repeat(10_000));
-        assert_eq!(checked(&pushes), Err(EffortError::FunctionValues));
+        assert_eq!(checked(&pushes), Err(EffortError::FunctionValues(VALUES)));
         let chain = format!("{} (func $f (type $t) unreachable) (func (type $t) ", through(1000));
         let gets: String = (0..1000).map(|n| format!("local.get {n} ")).collect();
-        assert_eq!(checked(&format!("{chain} {gets} {})", "call $f ".repeat(1000))), Err(EffortError::FunctionValues));
+        assert_eq!(
+            checked(&format!("{chain} {gets} {})", "call $f ".repeat(1000))),
+            Err(EffortError::FunctionValues(VALUES))
+        );
     }
 
     #[test]

@@ -172,7 +172,7 @@ mod tests {
     fn budget() -> Budget {
         // Time enough for a test that is about something else.
         let ample = Duration::from_secs(60);
-        Budget { cpu: ample, wall: ample, ..Limits::default().policy }
+        Budget { cpu: ample, start: ample, wall: ample, ..Limits::default().standard.policy }
     }
 
     /// A store such as plugins run in.
@@ -228,7 +228,7 @@ mod tests {
         assert!(broken.to_string().starts_with("wanted more than 65536 bytes of memory, then stopped ("), "{broken}");
         let table = "(drop (table.grow (ref.null func) (i32.const 20000))) unreachable";
         let broken = stopped_by(&budget, &format!("(table 1 funcref) {}", run(table)));
-        let limit = GrowthLimit::Table(limit::TABLE_ELEMENTS);
+        let limit = GrowthLimit::Table(budget.elements);
         assert!(matches!(&broken, Broken::Growth { limit: found, .. } if *found == limit), "{broken:?}");
     }
 

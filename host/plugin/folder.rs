@@ -226,7 +226,7 @@ impl Inner {
 
     fn stage_until_quiet(&self, folder: &Folder, after_each: impl Fn()) {
         for _ in 0..SCANS {
-            let (settled, again) = match folder.scan(self.limits().artifact) {
+            let (settled, again) = match folder.scan(self.limits().largest_component()) {
                 Ok(scanned) => scanned,
                 Err(error) => {
                     tracing::warn!(folder = %folder.path.display(), %error, "the plugin folder cannot be read");

@@ -9,7 +9,7 @@ use witan_kernel::name::TenantId;
 
 use crate::engine::Ticks;
 use crate::fault::{GrowthLimit, Timeout, shorten};
-use crate::limit::{self, Budget};
+use crate::limit::Budget;
 use crate::metrics::Counters;
 
 /// What an instance is there for.
@@ -42,7 +42,7 @@ pub(crate) struct Guest {
 impl Guest {
     pub(crate) fn new(budget: &Budget, ticks: Ticks, serves: Serves) -> Self {
         Self {
-            memory: MemoryLimiter::new(budget.memory),
+            memory: MemoryLimiter::new(budget),
             deadline: Deadline::new(budget, ticks.clone()),
             host: HostCalls { serves, ticks },
         }
@@ -80,14 +80,19 @@ impl Guest {
 pub(crate) struct MemoryLimiter {
     limit: usize,
     pub(crate) bytes: usize,
-    elements: usize,
+    /// Most elements of all tables.
+    most_elements: usize,
+    pub(crate) elements: usize,
+    /// Most memories, tables and core instances, of each.
+    items: usize,
     /// The limit that was reached last: nearly always the reason why the guest then traps.
     pub(crate) refused: Option<GrowthLimit>,
 }
 
 impl MemoryLimiter {
-    fn new(limit: usize) -> Self {
-        Self { limit, bytes: 0, elements: 0, refused: None }
+    fn new(budget: &Budget) -> Self {
+        let Budget { memory: limit, elements: most_elements, items, .. } = *budget;
+        Self { limit, bytes: 0, most_elements, elements: 0, items, refused: None }
     }
 }
 
@@ -104,8 +109,8 @@ impl ResourceLimiter for MemoryLimiter {
 
     fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         let sum = self.elements.saturating_add(desired.saturating_sub(current));
-        if sum > limit::TABLE_ELEMENTS {
-            self.refused = Some(GrowthLimit::Table(limit::TABLE_ELEMENTS));
+        if sum > self.most_elements {
+            self.refused = Some(GrowthLimit::Table(self.most_elements));
             return Ok(false);
         }
         self.elements = sum;
@@ -113,15 +118,15 @@ impl ResourceLimiter for MemoryLimiter {
     }
 
     fn instances(&self) -> usize {
-        limit::STORE_ITEMS
+        self.items
     }
 
     fn tables(&self) -> usize {
-        limit::STORE_ITEMS
+        self.items
     }
 
     fn memories(&self) -> usize {
-        limit::STORE_ITEMS
+        self.items
     }
 }
 
@@ -130,7 +135,9 @@ impl ResourceLimiter for MemoryLimiter {
 #[derive(Debug)]
 pub(crate) struct Deadline {
     ticks: Ticks,
+    /// Of what runs now: the start, or a call.
     cpu: Duration,
+    cpu_of_call: Duration,
     wall_ms: u64,
     started_ms: u64,
     /// CPU time of the thread at the first check.
@@ -143,13 +150,15 @@ pub(crate) const FIRST_CHECK: u64 = 2;
 impl Deadline {
     fn new(budget: &Budget, ticks: Ticks) -> Self {
         let wall_ms = budget.wall.as_millis() as u64;
-        Self { started_ms: ticks.now(), ticks, cpu: budget.cpu, wall_ms, measured_from: None }
+        let (cpu, cpu_of_call) = (budget.start, budget.cpu);
+        Self { started_ms: ticks.now(), ticks, cpu, cpu_of_call, wall_ms, measured_from: None }
     }
 
     /// A call begins.
     pub(crate) fn start(&mut self) {
         self.started_ms = self.ticks.now();
         self.measured_from = None;
+        self.cpu = self.cpu_of_call;
     }
 
     /// Called with every tick that passes during a call: continues, or stops the call.
@@ -184,14 +193,15 @@ mod tests {
 
     #[test]
     fn memories_and_tables_are_summed() {
-        let mut memory = MemoryLimiter::new(300);
+        let budget = Budget { memory: 300, ..crate::Limits::default().standard.policy };
+        let mut memory = MemoryLimiter::new(&budget);
         assert!(memory.memory_growing(0, 100, None).unwrap());
         assert!(memory.memory_growing(0, 150, None).unwrap());
         assert!(!memory.memory_growing(100, 151, None).unwrap());
         assert_eq!(memory.refused, Some(GrowthLimit::Memory(300)));
         assert!(memory.memory_growing(100, 150, None).unwrap());
         assert_eq!(memory.bytes, 300);
-        assert!(memory.table_growing(0, limit::TABLE_ELEMENTS, None).unwrap());
+        assert!(memory.table_growing(0, budget.elements, None).unwrap());
         assert!(!memory.table_growing(0, 1, None).unwrap());
         assert!(!memory.memory_growing(0, usize::MAX, None).unwrap());
     }
@@ -199,7 +209,7 @@ mod tests {
     #[test]
     fn wall_time_ends_a_call_whose_thread_is_not_scheduled() {
         let ticks = Ticks::default();
-        let budget = crate::Limits::default().policy;
+        let budget = crate::Limits::default().standard.policy;
         let mut deadline = Deadline::new(&budget, ticks.clone());
         deadline.start();
         assert!(deadline.check().is_ok());

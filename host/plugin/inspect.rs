@@ -32,12 +32,13 @@ pub struct Described {
 /// As when the component is staged.
 pub fn inspect(compiler: &Path, component: &[u8]) -> Result<Described, PluginError> {
     let limits = Limits::default();
-    let hook = crate::validate::validate(component, &limits).map_err(PluginError::refused)?;
-    let image = spawn::compile(compiler, component, &limits).map_err(PluginError::uncompiled)?;
+    let valid = crate::validate::validate(component, &limits).map_err(PluginError::refused)?;
+    let (hook, of_class) = (valid.hook, limits.of(valid.needs.class));
+    let image = spawn::compile(compiler, component, of_class, limits.compile_wall).map_err(PluginError::uncompiled)?;
     let engine = engine::runtime().map_err(|error| HostError::Engine(error.to_string()))?;
     let ticks = engine::start_ticking(&engine).map_err(HostError::thread("the ticker"))?;
     let loaded = load(&engine, &image).map_err(|error| HostError::Engine(error.to_string()))?;
-    let program = Program::link(&engine, &loaded, hook, ticks, limits.budget(hook).clone());
+    let program = Program::link(&engine, &loaded, hook, ticks, valid.budget);
     let manifest = describe(&program.map_err(PluginError::refused)?, hook).map_err(PluginError::refused)?;
     Ok(Described { digest: Digest::of(component), name: manifest.name, version: manifest.version, hook })
 }

@@ -101,6 +101,12 @@ impl Instance {
         self.store.data().memory.bytes
     }
 
+    /// Bytes that it keeps while it waits: its memories, and its tables.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        let memory = &self.store.data().memory;
+        memory.bytes.saturating_add(memory.elements.saturating_mul(size_of::<usize>()))
+    }
+
     fn begin(&mut self) {
         self.store.data_mut().deadline.start();
         self.store.set_epoch_deadline(FIRST_CHECK);
@@ -230,7 +236,7 @@ mod tests {
     fn link_error(component: &str) -> LinkError {
         let engine = crate::engine::compiler().unwrap();
         let component = Component::new(&engine, wat::parse_str(component).unwrap()).unwrap();
-        let budget = crate::Limits::default().policy;
+        let budget = crate::Limits::default().standard.policy;
         let linked = Program::link(&engine, &component, Hook::ConsistencyPolicy, Ticks::default(), budget);
         linked.err().unwrap()
     }

@@ -3,14 +3,14 @@
 //!
 //! A plugin passes through these modules, in this order:
 //!
-//! 1. [`limit`], [`digest`]: its limits and its identity.
+//! 1. [`limit`], [`class`], [`digest`]: its limits, the class of limits that it needs, and its identity.
 //! 2. `version`, `validate`, `effort`: the versions of the interface, the rules that its bytes must keep, and how much work they may be.
 //! 3. `engine`, `compile`: compilation to machine code, once per digest, in a process of its own (`spawn` from the outside, `child` from
 //!    the inside), cached on disk (`images`); `refusals` are remembered there too.
 //! 4. `bindings`, `calls`, `guest`, `instance`, `fault`: calling it within its limits, and why a call gave no answer.
 //! 5. `describe`, `probe`: its description of itself, and tests of its answers before anything depends on them; [`signature`]: who vouches
 //!    for it; `inspect` for tools.
-//! 6. [`binding`], `tenant`, `breaker`, `cpu`, `answers`, `fair`, `resolvers`, `snapshot`: which version answers for which tenant, in whose
+//! 6. [`binding`], `tenant`, `warm`, `breaker`, `cpu`, `answers`, `fair`, `resolvers`, `snapshot`: which version answers for which tenant, in whose
 //!    turn, and what happens when it fails; [`candidate`], `tried`: what is tried beside it; [`history`]: what has become of a slot.
 //! 7. `upload`, [`registry`]: [`PluginHost`], which puts a version in force; `folder` watches for new components; [`event`] and [`metrics`]
 //!    report what happened; [`error`] says why a change was not made.
@@ -27,6 +27,7 @@ mod breaker;
 mod calls;
 pub mod candidate;
 mod child;
+pub mod class;
 mod compile;
 mod control;
 mod cpu;
@@ -64,6 +65,7 @@ mod uncompiled;
 mod upload;
 mod validate;
 mod version;
+mod warm;
 
 pub use binding::{BindingRecord, OnFault, PluginStore, Reference};
 pub use child::compile_if_asked;
@@ -71,7 +73,8 @@ pub use compile::Compilations;
 pub use digest::Digest;
 pub use error::PluginError;
 pub use inspect::{Described, inspect};
-pub use limit::{Budget, Limits};
+pub use limit::{Budget, ClassLimits, Limits};
 pub use registry::{BindRequest, PluginHost, Settings, TryRequest};
 pub use upload::{Push, Upload};
 pub use validate::Inspection;
+pub use witan_kernel::class::Class;

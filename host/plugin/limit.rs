@@ -2,29 +2,39 @@
 
 use std::time::Duration;
 
+use witan_kernel::class::Class;
 use witan_kernel::hook::Hook;
 use witan_kernel::limit::{COMPONENT_BYTES, RECORD_BYTES};
 
-/// Largest component that is accepted by default, in bytes. A Rust plugin has 30 to 250 KB. Requests and stores can carry larger ones
-/// ([`COMPONENT_BYTES`]), so that raising [`Limits::artifact`] is enough to accept them.
-pub const ARTIFACT_BYTES: usize = 1 << 20;
-const _: () = assert!(ARTIFACT_BYTES <= COMPONENT_BYTES);
+/// Largest component of class standard by default, in bytes. A Rust plugin has 30 to 250 KB.
+pub const STANDARD_BYTES: usize = 1 << 20;
+/// Largest component of class interpreted by default, in bytes: Python's has 18.4 MB, JavaScript's 12. Requests and stores carry no larger
+/// one.
+pub const INTERPRETED_BYTES: usize = COMPONENT_BYTES;
+/// Largest consistency policy of class interpreted by default, in bytes. A policy is asked with every operation: Go, of 4.4 MB, answers in
+/// 0.15 ms, and an interpreter, which has at least 10 MB, in 1 to 5 ms.
+pub const INTERPRETED_POLICY_BYTES: usize = 8 << 20;
 /// Most core functions of a component. A useful component of a megabyte has fewer; this bounds the compiler's memory.
 pub const FUNCTIONS: usize = 20_000;
+/// The same with an interpreter in it: twice what SpiderMonkey has, 12,600 to 19,900 by how it is built. CPython has 13,500.
+pub const INTERPRETED_FUNCTIONS: usize = 40_000;
 /// Largest function body, in bytes: the compiler's time and memory grow faster than linearly with it.
 pub const FUNCTION_BYTES: usize = 256 << 10;
+/// The same in an interpreter, whose loop over its instructions is one function: CPython's has 427 KB.
+pub const INTERPRETED_FUNCTION_BYTES: usize = 512 << 10;
 /// Values that the operators of a component may take and give, for each byte that it may have. An operator of one byte takes and gives
 /// four at most, unless it uses a function type of many parameters or results: so this refuses no code of the ordinary kind, and bounds
-/// what such types multiply.
+/// what such types multiply. It bounds each function too, by the bytes that one may have. The compiler keeps hundreds of bytes for each.
 pub const VALUES_PER_BYTE: u64 = 4;
-/// Most values that the operators of one function may take and give, for the same reason. The compiler keeps hundreds of bytes for each.
-pub const FUNCTION_VALUES: u64 = VALUES_PER_BYTE * FUNCTION_BYTES as u64;
 /// Most values of a function (locals, what is on the operand stack, parameters and results of a block) summed over the places in it where
 /// control flow splits or joins: the compiler may keep a few words for each pair. A function of 500 locals may have 20,000 such places.
 pub const FUNCTION_TANGLE: u64 = 10_000_000;
-/// Most instances, memories and tables of one store: a component with its adapters has three to six of each.
+/// Most core instances, memories and tables of one store, of each: a component with its adapters has three to six.
 pub const STORE_ITEMS: usize = 16;
-/// Most elements of all tables together. A Rust plugin has about a hundred.
+/// The same with a language's libraries: each is a core module, and components of componentize-py 0.25 have 38 instances.
+pub const INTERPRETED_STORE_ITEMS: usize = 48;
+/// Most elements of all tables together, in either class. A Rust plugin has about a hundred; CPython has 5,800 and SpiderMonkey 7,700, one
+/// for each function that they call by its address.
 pub const TABLE_ELEMENTS: usize = 20_000;
 /// Stack of a guest, in bytes: a quarter of a tokio thread's 2 MiB, which the host's own frames share.
 pub const STACK_BYTES: usize = 512 << 10;
@@ -56,14 +66,18 @@ pub const RESOLVER_BYTES: usize = 4 * RESOLVER_TENANT_BYTES;
 /// One in this many of a tenant's resolver questions is put to another instance as well, which must answer the same. It costs a
 /// sixty-fourth of the time of all calls, and finds what depends on chance or on earlier questions within a few hundred of them.
 pub const REPEATED_ONE_IN: u64 = 64;
-/// Most concurrent compilations: each may use a whole core and [`COMPILE_MEMORY_BYTES`].
+/// Most concurrent compilations: each may use a whole core, and the memory of its class.
 pub const COMPILATIONS: usize = 2;
-/// Memory that the process may write to in which a component is compiled, by default. Rust plugins take 30 MiB, and ordinary code of a
-/// megabyte 50; components with an interpreter, of 20 MB, were seen to take 340.
+/// Memory that the process may write to in which a component of class standard is compiled, by default. Rust plugins take 30 MiB, and
+/// ordinary code of a megabyte 50.
 pub const COMPILE_MEMORY_BYTES: usize = 512 << 20;
-/// Largest machine code of a component by default, in bytes. A Rust plugin's has three times the bytes of its component, and is in memory
-/// for as long as a binding may use it. A component of 3.6 KB was seen to make 117 MB, by memories that are mostly empty.
+/// The same for class interpreted: components of 12 to 18 MB were seen to take 340 MiB.
+pub const INTERPRETED_COMPILE_MEMORY_BYTES: usize = 1 << 30;
+/// Largest machine code of a component of class standard by default, in bytes. A Rust plugin's has three times the bytes of its component,
+/// and is in memory for as long as a binding may use it. A component of 3.6 KB was seen to make 117 MB, by memories that are mostly empty.
 pub const IMAGE_BYTES: usize = 32 << 20;
+/// The same for class interpreted: four times the largest component, much of which is data.
+pub const INTERPRETED_IMAGE_BYTES: usize = 128 << 20;
 /// Most bytes of all cached machine code by default: 4 MiB for each of [`ARTIFACTS`], eight times what a Rust plugin has. What does not
 /// fit is compiled again after a restart.
 pub const IMAGES_BYTES: u64 = 1 << 30;
@@ -76,7 +90,9 @@ pub const COMPILER_WAIT: Duration = Duration::from_secs(30);
 pub const CHANGES_QUEUE: usize = 64;
 /// Bytes of all uploads that are being received, or wait to be compiled: one of each place in the queue, by default.
 pub const UPLOAD_BYTES: usize = 64 << 20;
-/// Time for an upload to arrive: a component of the largest size over a line of 200 kbit/s.
+/// Bytes of uploads beyond those of their places: two components of the largest size at once.
+pub const UPLOAD_STOCK_BYTES: usize = 2 * INTERPRETED_BYTES;
+/// Time for an upload to arrive: a component of class standard over a line of 200 kbit/s, or of class interpreted over one of 5 Mbit/s.
 pub const UPLOAD: Duration = Duration::from_secs(60);
 /// How often a change begins again because another coordinator, or another thread, has changed the same binding meanwhile: more often than
 /// people change it at once.
@@ -99,11 +115,27 @@ pub const FIRST_SCAN_WAIT: Duration = COMPILER_WAIT;
 /// Files of the watched folder that are looked at: as many as components are kept.
 pub const FOLDER_FILES: usize = 256;
 
-/// Limits of the plugins of one hook.
+/// Instances of one version of a binding that one tenant keeps warm, in class standard: when more threads than this ask one tenant's
+/// plugin at once, the rest start new instances.
+pub const WARM_INSTANCES: usize = 16;
+/// The same in class interpreted: each has ten megabytes or more, and two threads ask resolvers by default.
+pub const INTERPRETED_WARM_INSTANCES: usize = 4;
+/// Most bytes of one tenant's warm instances by default, their memories and tables together: twenty of Python's, which
+/// have 13 MB each, or a hundred and more of Rust's.
+pub const WARM_TENANT_BYTES: usize = 256 << 20;
+/// Most bytes of the warm instances of all tenants together by default: four tenants that keep all they may, or a thousand with a Rust
+/// plugin for each hook.
+pub const WARM_BYTES: usize = 1 << 30;
+
+/// Limits of the plugins of one hook, in one class.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Budget {
-    /// CPU time of one call; also of starting an instance. Enforced with a delay of one or two ticks (1 ms each).
+    /// Largest component, in bytes; 0: the class is not for this hook.
+    pub component: usize,
+    /// CPU time of one call. Enforced with a delay of one or two ticks (1 ms each).
     pub cpu: Duration,
+    /// CPU time of starting an instance, before its first call. Enforced in the same way.
+    pub start: Duration,
     /// Wall time of one call, whether or not its thread was scheduled. A guest cannot wait for anything, so this is only reached on
     /// an overloaded machine; on a busy one, 5 ms of CPU time were seen to take 100 ms.
     pub wall: Duration,
@@ -117,30 +149,51 @@ pub struct Budget {
     pub result: usize,
     /// Number of calls after which an instance is replaced.
     pub calls: u32,
+    /// Most core instances, memories and tables of an instance, of each.
+    pub items: usize,
+    /// Most elements of all tables of an instance together.
+    pub elements: usize,
+    /// Most warm instances of one tenant and version of a binding.
+    pub warm: usize,
 }
 
-/// Limits of all plugins.
+/// Limits of the plugins of one class.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Largest component, in bytes.
-    pub artifact: usize,
+pub struct ClassLimits {
+    /// Most core functions of a component.
+    pub functions: usize,
+    /// Largest function body, in bytes.
+    pub function_bytes: usize,
     /// CPU time of a compilation, in whole seconds. What exceeds it is refused.
     pub compile: Duration,
     /// Memory that a compilation may write to, in bytes. What exceeds it is refused.
     pub compile_memory: usize,
     /// Largest machine code of a component, in bytes.
     pub image: usize,
-    /// Most bytes of all cached machine code. The least recently used is evicted, unless a binding refers to it.
-    pub images: u64,
-    /// Wall time of a compilation, whatever CPU time it was given: after it the machine counts as overloaded, and the component may be
-    /// tried again.
-    pub compile_wall: Duration,
-    /// Of consistency policies, which are asked on a serving thread with every operation.
+    /// Of consistency policies, which are asked with every operation: on a serving thread, unless they are slow.
     pub policy: Budget,
     /// Of conflict resolvers, which are asked rarely, on separate threads, and get whole values.
     pub resolver: Budget,
     /// Of routing hooks, which are asked on a serving thread with every operation.
     pub routing: Budget,
+}
+
+/// Limits of all plugins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Of components of compiled languages.
+    pub standard: ClassLimits,
+    /// Of components with an interpreter, or a language's runtime, in them.
+    pub interpreted: ClassLimits,
+    /// Most bytes of all cached machine code. The least recently used is evicted, unless a binding refers to it.
+    pub images: u64,
+    /// Wall time of a compilation, whatever CPU time it was given: after it the machine counts as overloaded, and the component may be
+    /// tried again.
+    pub compile_wall: Duration,
+    /// Most bytes of the warm instances of one tenant. The least recently used are dropped first.
+    pub warm_tenant: usize,
+    /// Most bytes of the warm instances of all tenants together. The least recently used are dropped first.
+    pub warm: usize,
     /// Number of threads that call resolvers.
     pub resolver_threads: usize,
     /// Least calls within [`Limits::fault_window`] that can open a binding's breaker.
@@ -156,36 +209,91 @@ pub struct Limits {
     pub ready: Duration,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        let serving = Budget {
+impl Budget {
+    /// Of what is asked with every operation, in class standard.
+    fn serving() -> Self {
+        Self {
+            component: STANDARD_BYTES,
             cpu: Duration::from_millis(5),
+            start: Duration::from_millis(5),
             wall: Duration::from_secs(1),
             share: 750,
             memory: 16 << 20,
             growth: 1 << 20,
             result: 16 << 10,
             calls: 100_000,
-        };
-        let resolver = Budget {
+            items: STORE_ITEMS,
+            elements: TABLE_ELEMENTS,
+            warm: WARM_INSTANCES,
+        }
+    }
+
+    /// Of conflict resolvers, in class standard.
+    fn resolving() -> Self {
+        Self {
             cpu: Duration::from_millis(50),
+            start: Duration::from_millis(50),
             wall: Duration::from_secs(5),
-            share: 750,
             memory: 128 << 20,
             growth: 8 << 20,
             result: witan_kernel::limit::VALUE_BYTES + (64 << 10),
             calls: 10_000,
-        };
-        Self {
-            artifact: ARTIFACT_BYTES,
+            ..Self::serving()
+        }
+    }
+
+    /// The same for components with an interpreter.
+    fn interpreted(self) -> Self {
+        Self { items: INTERPRETED_STORE_ITEMS, warm: INTERPRETED_WARM_INSTANCES, ..self }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let standard = ClassLimits {
+            functions: FUNCTIONS,
+            function_bytes: FUNCTION_BYTES,
             compile: Duration::from_secs(20),
             compile_memory: COMPILE_MEMORY_BYTES,
             image: IMAGE_BYTES,
+            policy: Budget::serving(),
+            resolver: Budget::resolving(),
+            routing: Budget::serving(),
+        };
+        // A collector of garbage lets its heap grow to a few times what is alive before it looks.
+        let policy = Budget {
+            component: INTERPRETED_POLICY_BYTES,
+            start: Duration::from_millis(50),
+            memory: 64 << 20,
+            growth: 16 << 20,
+            ..Budget::serving().interpreted()
+        };
+        let resolver = Budget {
+            component: INTERPRETED_BYTES,
+            cpu: Duration::from_millis(250),
+            start: Duration::from_millis(500),
+            memory: 256 << 20,
+            growth: 32 << 20,
+            ..Budget::resolving().interpreted()
+        };
+        let interpreted = ClassLimits {
+            functions: INTERPRETED_FUNCTIONS,
+            function_bytes: INTERPRETED_FUNCTION_BYTES,
+            compile: Duration::from_secs(60),
+            compile_memory: INTERPRETED_COMPILE_MEMORY_BYTES,
+            image: INTERPRETED_IMAGE_BYTES,
+            policy,
+            resolver,
+            // An answer is awaited on a serving thread, and none is remembered: at 0.15 ms each, a core places 6,000 keys a second.
+            routing: Budget { component: 0, ..Budget::serving() },
+        };
+        Self {
+            standard,
+            interpreted,
             images: IMAGES_BYTES,
             compile_wall: Duration::from_secs(300),
-            policy: serving.clone(),
-            resolver,
-            routing: serving,
+            warm_tenant: WARM_TENANT_BYTES,
+            warm: WARM_BYTES,
             resolver_threads: 2,
             breaker_calls: 20,
             breaker_permille: 500,
@@ -197,6 +305,28 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// The limits of a class.
+    pub fn of(&self, class: Class) -> &ClassLimits {
+        match class {
+            Class::Standard => &self.standard,
+            Class::Interpreted => &self.interpreted,
+        }
+    }
+
+    /// The most bytes that a component of any class may have.
+    pub fn largest_component(&self) -> usize {
+        Class::ALL.into_iter().map(|class| self.of(class).component()).max().unwrap_or_default()
+    }
+
+    /// Every budget: of each hook in each class.
+    pub fn budgets_mut(&mut self) -> impl Iterator<Item = &mut Budget> {
+        [&mut self.standard, &mut self.interpreted]
+            .into_iter()
+            .flat_map(|class| [&mut class.policy, &mut class.resolver, &mut class.routing])
+    }
+}
+
+impl ClassLimits {
     /// The limits of a hook's plugins.
     pub fn budget(&self, hook: Hook) -> &Budget {
         match hook {
@@ -204,5 +334,15 @@ impl Limits {
             Hook::ConflictResolver => &self.resolver,
             Hook::RoutingHook => &self.routing,
         }
+    }
+
+    /// The most bytes that a component of any hook may have.
+    pub fn component(&self) -> usize {
+        Hook::ALL.into_iter().map(|hook| self.budget(hook).component).max().unwrap_or_default()
+    }
+
+    /// The most values that the operators of one function may take and give.
+    pub(crate) fn function_values(&self) -> u64 {
+        VALUES_PER_BYTE * self.function_bytes as u64
     }
 }

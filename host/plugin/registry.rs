@@ -45,6 +45,7 @@ use crate::tally::TenantSeries;
 use crate::tenant::{ActiveBinding, LoadError, Shared};
 use crate::turn::Turns;
 use crate::upload::{Push, Upload, Uploads};
+use crate::warm::Warm;
 
 pub use candidates::{CandidateView, ReportView};
 pub use library::{Artifact, Source};
@@ -195,12 +196,14 @@ impl PluginHost {
     /// whose plugin cannot be loaded does not prevent the start: its questions are faults until it is bound again.
     pub fn start(settings: Settings, store: Arc<dyn PluginStore>) -> Result<Self, PluginError> {
         let engine = crate::engine::runtime().map_err(|error| HostError::Engine(error.to_string()))?;
+        let (warm_tenant, warm) = (settings.limits.warm_tenant, settings.limits.warm);
         let shared = Shared {
             ticks: crate::engine::start_ticking(&engine).map_err(HostError::thread("the ticker"))?,
             limits: Arc::new(settings.limits),
             events: Arc::new(Events::default()),
             totals: Arc::new(std::array::from_fn(|_| Counters::default())),
             tallies: Arc::default(),
+            warm: Warm::new(warm_tenant, warm),
         };
         let limits = shared.limits.clone();
         let resolvers = Resolvers::start(limits.resolver_threads).map_err(HostError::thread("resolver threads"))?;
@@ -412,6 +415,11 @@ impl PluginHost {
     /// What became of compilations.
     pub fn compilations(&self) -> Compilations {
         self.inner.compiler.counts()
+    }
+
+    /// Bytes of the warm instances of all tenants: their memories and tables.
+    pub fn warm_bytes(&self) -> u64 {
+        self.inner.shared.warm.bytes() as u64
     }
 
     /// Candidates that are tried, per hook.

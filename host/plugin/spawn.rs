@@ -10,12 +10,13 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::child::{Bounds, NOT_BEGUN, answer};
 use crate::fault::shorten;
-use crate::limit::Limits;
+use crate::limit::ClassLimits;
 use crate::uncompiled::{CompileError, NotNow, Uncompiled};
 
 /// Most that is kept of what a compiling process writes to its standard error: a panic's message.
@@ -25,7 +26,7 @@ const SAYS_BYTES: u64 = 4 << 10;
 const NO_MEMORY: &str = "memory allocation of ";
 
 impl Bounds {
-    fn of(limits: &Limits) -> Self {
+    fn of(limits: &ClassLimits) -> Self {
         // The operating system counts whole seconds.
         let cpu = limits.compile.as_secs() + u64::from(limits.compile.subsec_nanos() > 0);
         Self { memory: limits.compile_memory as u64, cpu: cpu.max(1), image: limits.image as u64 }
@@ -43,8 +44,13 @@ impl Drop for Running {
     }
 }
 
-/// Compiles a component in a process that runs `program`. Blocks until it has ended.
-pub(crate) fn compile(program: &Path, bytes: &[u8], limits: &Limits) -> Result<Vec<u8>, Uncompiled> {
+/// Compiles a component within the limits of its class, in a process that runs `program`. Blocks until that has ended, `wall` at most.
+pub(crate) fn compile(
+    program: &Path,
+    bytes: &[u8],
+    limits: &ClassLimits,
+    wall: Duration,
+) -> Result<Vec<u8>, Uncompiled> {
     let bounds = Bounds::of(limits);
     let mut command = Command::new(program);
     command.arg0("witan").args(bounds.arguments());
@@ -77,7 +83,7 @@ pub(crate) fn compile(program: &Path, bytes: &[u8], limits: &Limits) -> Result<V
             // If it was too late, nobody waits for it.
             let _ = sender.send(read.map(|_| answer));
         })?;
-        let ended = match receiver.recv_timeout(limits.compile_wall) {
+        let ended = match receiver.recv_timeout(wall) {
             Ok(answer) => Ended::of(answer?, &mut running)?,
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Ended::TooLate,
         };
@@ -85,7 +91,7 @@ pub(crate) fn compile(program: &Path, bytes: &[u8], limits: &Limits) -> Result<V
         Ok((ended, errors.join().unwrap_or_default()))
     })
     .map_err(NotNow::process)?;
-    verdict(answered, &String::from_utf8_lossy(&says), limits)
+    verdict(answered, &String::from_utf8_lossy(&says), limits, wall)
 }
 
 /// How a process has ended.
@@ -113,7 +119,7 @@ impl Ended {
     }
 }
 
-fn verdict(ended: Ended, says: &str, limits: &Limits) -> Result<Vec<u8>, Uncompiled> {
+fn verdict(ended: Ended, says: &str, limits: &ClassLimits, wall: Duration) -> Result<Vec<u8>, Uncompiled> {
     let memory = || CompileError::Memory(limits.compile_memory);
     let text = |bytes: &[u8]| shorten(&String::from_utf8_lossy(bytes));
     let refused: CompileError = match ended {
@@ -122,14 +128,14 @@ fn verdict(ended: Ended, says: &str, limits: &Limits) -> Result<Vec<u8>, Uncompi
         Ended::Answered(answer::MEMORY, _) => memory(),
         Ended::Answered(answer::REFUSED, why) => CompileError::Compiler(text(&why)),
         Ended::Answered(..) => CompileError::Crashed("an unreadable answer".to_owned()),
-        Ended::TooLate => return Err(NotNow::WallTime(limits.compile_wall).into()),
+        Ended::TooLate => return Err(NotNow::WallTime(wall).into()),
         Ended::Silently(status) => return Err(silent(status, says, limits, memory())),
     };
     Err(refused.into())
 }
 
 /// What it means that a process has ended without an answer.
-fn silent(status: ExitStatus, says: &str, limits: &Limits, memory: CompileError) -> Uncompiled {
+fn silent(status: ExitStatus, says: &str, limits: &ClassLimits, memory: CompileError) -> Uncompiled {
     let signal = status.signal();
     let is = |signals: &[Signal]| signals.iter().any(|one| signal == Some(one.as_raw()));
     if says.contains(NO_MEMORY) {
@@ -158,9 +164,14 @@ impl NotNow {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use crate::limit::Limits;
+
+    fn limits() -> ClassLimits {
+        Limits::default().standard
+    }
+
+    const WALL: Duration = Duration::from_secs(60);
 
     /// How a shell that does this ends.
     fn ended(script: &str) -> (ExitStatus, Vec<u8>) {
@@ -170,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_silent_end_is_the_components_fault_only_if_it_is_certain() {
-        let limits = Limits::default();
+        let limits = limits();
         let meant = |script: &str| {
             let (status, says) = ended(script);
             silent(status, &String::from_utf8_lossy(&says), &limits, CompileError::Memory(1))
@@ -190,26 +201,26 @@ mod tests {
 
     #[test]
     fn where_no_process_can_be_started_nothing_is_said_about_the_component() {
-        let missing = compile(Path::new("/nowhere/witan"), b"", &Limits::default()).unwrap_err();
+        let missing = compile(Path::new("/nowhere/witan"), b"", &limits(), WALL).unwrap_err();
         assert!(
             matches!(&missing, Uncompiled::NotNow(NotNow::Process(why)) if why.contains("No such file")),
             "{missing}"
         );
-        let other = compile(Path::new("/bin/false"), b"", &Limits::default()).unwrap_err();
+        let other = compile(Path::new("/bin/false"), b"", &limits(), WALL).unwrap_err();
         assert!(matches!(other, Uncompiled::Refused(CompileError::Crashed(_))), "{other}");
     }
 
     #[test]
     fn a_process_that_does_not_end_is_killed() {
-        let limits = Limits { compile_wall: Duration::from_millis(50), ..Limits::default() };
+        let wall = Duration::from_millis(50);
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("sleeps");
         // Written by another process: a file that this one has open for writing cannot be run, nor while a child of another test has it.
         let script = format!("printf '#!/bin/sh\\nexec sleep 600\\n' > {0}; chmod 700 {0}", program.display());
         assert!(ended(&script).0.success());
         // More than a pipe holds, which it does not read.
-        let late = compile(&program, &vec![0; 1 << 20], &limits).unwrap_err();
-        assert_eq!(late, NotNow::WallTime(limits.compile_wall).into());
+        let late = compile(&program, &vec![0; 1 << 20], &limits(), wall).unwrap_err();
+        assert_eq!(late, NotNow::WallTime(wall).into());
     }
 
     #[test]
@@ -221,7 +232,7 @@ mod tests {
         for cut in [&whole[..11], &whole[..5], b""] {
             assert!(matches!(Ended::of(cut.to_vec(), &mut running), Ok(Ended::Silently(_))));
         }
-        let small = Limits { image: 2, ..Limits::default() };
-        assert!(verdict(Ended::Answered(answer::IMAGE, b"abc".to_vec()), "", &small).is_err());
+        let small = ClassLimits { image: 2, ..limits() };
+        assert!(verdict(Ended::Answered(answer::IMAGE, b"abc".to_vec()), "", &small, WALL).is_err());
     }
 }

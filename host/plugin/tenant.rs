@@ -1,13 +1,12 @@
 //! Serving one tenant from one version of a binding: its warm instances, its breaker, its share of the CPU.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
 use witan_kernel::hook::{AnsweredBy, Asked, FaultKind, Hook, PolicyAnswer, PolicyQuestion, ResolverQuestion, Verdict};
 use witan_kernel::name::TenantId;
-use witan_kernel::sync::lock;
 
 use crate::answers::Answers;
 use crate::binding::{BindingVersion, OnFault};
@@ -24,6 +23,7 @@ use crate::instance::{Instance, Program};
 use crate::limit::{self, Limits};
 use crate::metrics::Counters;
 use crate::tally::{More, Tallies, Tally};
+use crate::warm::{Warm, WarmPool};
 
 /// A program with the configuration of its instances.
 #[derive(Clone)]
@@ -59,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) totals: Arc<[Counters; 3]>,
     /// Counts per plugin and tenant.
     pub(crate) tallies: Arc<Tallies>,
+    /// Bounds the warm instances of each tenant, and of all.
+    pub(crate) warm: Arc<Warm>,
 }
 
 /// Why a binding cannot answer at all: say, its component is missing.
@@ -118,36 +120,13 @@ impl Drop for ActiveBinding {
     }
 }
 
-/// Warm instances that wait for the next question: as many as threads asked at the same time, up to a bound.
-#[derive(Default)]
-#[expect(clippy::vec_box, reason = "an instance is large, and is moved in and out under a lock with every question")]
-struct InstancePool(Mutex<Vec<Box<Instance>>>);
-
-impl InstancePool {
-    fn pop(&self) -> Option<Box<Instance>> {
-        lock(&self.0).pop()
-    }
-
-    fn push(&self, instance: Box<Instance>) {
-        let mut instances = lock(&self.0);
-        if instances.len() < WARM_INSTANCES {
-            instances.push(instance);
-        }
-    }
-
-    fn clear(&self) {
-        // Dropped after the lock is released.
-        let _instances = std::mem::take(&mut *lock(&self.0));
-    }
-}
-
 /// One version of one binding as one tenant uses it.
 pub(crate) struct TenantBinding {
     pub(crate) active: Arc<ActiveBinding>,
     tenant: TenantId,
-    instances: InstancePool,
+    instances: WarmPool,
     /// Instances of the previous version, used while the breaker is open.
-    fallback_instances: InstancePool,
+    fallback_instances: WarmPool,
     breaker: Breaker,
     share: CpuShare,
     pace: Pace,
@@ -162,27 +141,25 @@ pub(crate) struct TenantBinding {
     used: AtomicBool,
 }
 
-/// Warm instances that are kept per tenant and version: when more threads than this ask one tenant's plugin at once, the rest start
-/// new instances.
-const WARM_INSTANCES: usize = 16;
-
 /// How often a question that is no client's is put before running out of time counts as the answer.
 const APART_TRIES: usize = 3;
 
 impl TenantBinding {
     pub(crate) fn new(active: Arc<ActiveBinding>, tenant: TenantId) -> Self {
-        let share = active.shared.limits.budget(active.hook).share;
+        // One that cannot be loaded is not called.
+        let share = active.primary.as_ref().map_or(1000, |plan| plan.program.budget().share);
         Self::with_share(active, tenant, share)
     }
 
     /// With this share of one core, in thousandths.
     pub(crate) fn with_share(active: Arc<ActiveBinding>, tenant: TenantId, share: u32) -> Self {
         let breaker = Breaker::new(&active.shared.limits);
+        let of_tenant = active.shared.warm.tenant(&tenant);
         Self {
             active,
             tenant,
-            instances: InstancePool::default(),
-            fallback_instances: InstancePool::default(),
+            instances: of_tenant.pool(),
+            fallback_instances: of_tenant.pool(),
             breaker,
             share: CpuShare::new(share),
             pace: Pace::default(),
@@ -260,7 +237,7 @@ impl TenantBinding {
         let now = self.active.shared.ticks.now();
         let Some(ticket) = self.breaker.admits(now).filter(|_| self.share.admits(now)) else { return };
         self.active.both(Counters::repeated);
-        let fresh = InstancePool::default();
+        let fresh = WarmPool::apart();
         let fault = match self.call(plan, &fresh, now, &mut |instance| instance.resolve(question)) {
             Ok(then) if then == *first => return self.ended(ticket, None),
             Ok(then) => Broken::Undetermined { first: brief(first), then: brief(&then) },
@@ -318,7 +295,7 @@ impl TenantBinding {
     fn call<T>(
         &self,
         plan: &Plan,
-        instances: &InstancePool,
+        instances: &WarmPool,
         now: u64,
         question: &mut impl FnMut(&mut Instance) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
@@ -335,7 +312,7 @@ impl TenantBinding {
     fn call_untimed<T>(
         &self,
         plan: &Plan,
-        instances: &InstancePool,
+        instances: &WarmPool,
         question: &mut impl FnMut(&mut Instance) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
         let mut instance = match instances.pop() {
@@ -348,7 +325,7 @@ impl TenantBinding {
         }
         // After a trap an instance cannot be entered again.
         if !matches!(answer, Err(Fault::Broken(_))) && instance.is_reusable(plan.program.budget()) {
-            instances.push(instance);
+            instances.push(instance, plan.program.budget().warm, self.active.shared.ticks.now());
         }
         answer
     }

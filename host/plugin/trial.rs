@@ -31,7 +31,7 @@ pub fn inspect(component: &[u8]) -> Result<Inspection, PluginError> {
 
 /// Checks a component before it is compiled, as a coordinator with these limits does, and finds the hook that it implements.
 pub fn validate(component: &[u8], limits: &Limits) -> Result<Hook, PluginError> {
-    validate::validate(component, limits).map_err(PluginError::refused)
+    validate::validate(component, limits).map(|valid| valid.hook).map_err(PluginError::refused)
 }
 
 /// Why a question has no answer. The sentence continues the plugin's name.
@@ -74,15 +74,15 @@ impl Trial {
     /// Validates a component under `limits`, compiles it in a process of its own that runs `compiler` (see
     /// [`crate::compile_if_asked`]), and has it describe itself. Blocks for as long as that takes.
     pub fn prepare(component: &[u8], limits: &Limits, compiler: &Path) -> Result<Self, PluginError> {
-        let hook = self::validate(component, limits)?;
+        let valid = validate::validate(component, limits).map_err(PluginError::refused)?;
+        let (hook, of_class, wall) = (valid.hook, limits.of(valid.needs.class), limits.compile_wall);
         let began = Instant::now();
-        let image = crate::spawn::compile(compiler, component, limits).map_err(PluginError::uncompiled)?;
+        let image = crate::spawn::compile(compiler, component, of_class, wall).map_err(PluginError::uncompiled)?;
         let compiled = began.elapsed();
         let engine = engine::runtime().map_err(|error| HostError::Engine(format!("{error:#}")))?;
         let ticks: Ticks = engine::start_ticking(&engine).map_err(HostError::thread("the ticker"))?;
         let loaded = crate::compile::load(&engine, &image).map_err(|error| HostError::Engine(format!("{error:#}")))?;
-        let budget = limits.budget(hook).clone();
-        let program = Program::link(&engine, &loaded, hook, ticks, budget).map_err(PluginError::refused)?;
+        let program = Program::link(&engine, &loaded, hook, ticks, valid.budget).map_err(PluginError::refused)?;
         let manifest = describe(&program, hook).map_err(PluginError::refused)?;
         let (digest, image) = (Digest::of(component), image.len());
         Ok(Self { hook, digest, manifest, program: Arc::new(program), image, compiled })

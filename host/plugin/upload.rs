@@ -32,31 +32,52 @@ impl From<Bytes> for Push {
     }
 }
 
-/// The places of uploads. Each holds as many bytes as a component may have.
+/// The places of uploads. Each holds as many bytes as a component of class standard may have; what is larger takes the rest from a stock
+/// that all share, as it arrives.
 #[derive(Debug)]
 pub(crate) struct Uploads {
     places: Arc<Semaphore>,
+    /// In units of [`UNIT_BYTES`].
+    stock: Arc<Semaphore>,
+    of_place: usize,
     most: usize,
 }
+
+/// In these units uploads take from the stock, in bytes: the size of a chunk.
+const UNIT_BYTES: usize = 1 << 20;
 
 /// An upload that is being received, until its component is staged.
 #[derive(Debug)]
 pub struct Upload {
     bytes: BytesMut,
+    /// How many bytes there is room for: those of its place, and what it has taken from the stock.
+    room: usize,
     most: usize,
     until: Instant,
+    stock: Arc<Semaphore>,
     _place: OwnedSemaphorePermit,
+    taken: Option<OwnedSemaphorePermit>,
 }
 
 impl Uploads {
     pub(crate) fn new(limits: &Limits) -> Self {
-        let places = (limit::UPLOAD_BYTES / limits.artifact.max(1)).clamp(1, limit::CHANGES_QUEUE);
-        Self { places: Arc::new(Semaphore::new(places)), most: limits.artifact }
+        let of_place = limits.standard.component();
+        let places = (limit::UPLOAD_BYTES / of_place.max(1)).clamp(1, limit::CHANGES_QUEUE);
+        let stock = Arc::new(Semaphore::new(limit::UPLOAD_STOCK_BYTES / UNIT_BYTES));
+        Self { places: Arc::new(Semaphore::new(places)), stock, of_place, most: limits.largest_component() }
     }
 
     pub(crate) fn begin(&self) -> Result<Upload, PluginError> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| PluginError::Busy)?;
-        Ok(Upload { bytes: BytesMut::new(), most: self.most, until: Instant::now() + limit::UPLOAD, _place: place })
+        Ok(Upload {
+            bytes: BytesMut::new(),
+            room: self.of_place,
+            most: self.most,
+            until: Instant::now() + limit::UPLOAD,
+            stock: Arc::clone(&self.stock),
+            _place: place,
+            taken: None,
+        })
     }
 }
 
@@ -83,11 +104,22 @@ impl Upload {
     /// The next piece.
     ///
     /// # Errors
-    /// When it makes the component larger than one may be: the rest need not be sent.
+    /// When it makes the component larger than one may be: the rest need not be sent. [`PluginError::Busy`] when large components take all
+    /// the room that there is for them.
     pub fn push(&mut self, piece: &[u8]) -> Result<(), PluginError> {
         let bytes = self.bytes.len() + piece.len();
         if bytes > self.most {
             return Err(self.too_large(bytes));
+        }
+        if bytes > self.room {
+            let units = (bytes - self.room).div_ceil(UNIT_BYTES);
+            let units = u32::try_from(units).map_err(|_| PluginError::Busy)?;
+            let more = Arc::clone(&self.stock).try_acquire_many_owned(units).map_err(|_| PluginError::Busy)?;
+            match &mut self.taken {
+                Some(taken) => taken.merge(more),
+                None => self.taken = Some(more),
+            }
+            self.room += units as usize * UNIT_BYTES;
         }
         self.bytes.extend_from_slice(piece);
         Ok(())
@@ -104,7 +136,7 @@ impl Upload {
     }
 
     fn too_large(&self, bytes: usize) -> PluginError {
-        PluginError::refused(ComponentError::Bytes { bytes, limit: self.most })
+        PluginError::refused(ComponentError::bytes(bytes, self.most))
     }
 }
 
@@ -114,16 +146,36 @@ mod tests {
 
     #[test]
     fn uploads_are_bounded_in_number_and_each_in_size() {
-        let limits = Limits { artifact: limit::UPLOAD_BYTES / 2, ..Limits::default() };
+        let limits = Limits::default();
         let uploads = Uploads::new(&limits);
-        let (mut first, second) = (uploads.begin().unwrap(), uploads.begin().unwrap());
-        assert!(matches!(uploads.begin(), Err(PluginError::Busy)), "all bytes are spoken for");
-        drop(second);
-        uploads.begin().expect("its place is free again");
-        first.push(&vec![7; limits.artifact]).unwrap();
+        let mut begun: Vec<Upload> = std::iter::from_fn(|| uploads.begin().ok()).collect();
+        assert_eq!(begun.len(), limit::CHANGES_QUEUE);
+        assert!(matches!(uploads.begin(), Err(PluginError::Busy)), "all places are taken");
+        begun.pop();
+        let mut first = uploads.begin().expect("a place is free again");
+        let most = limits.largest_component();
+        assert!(first.expect(most as u64).is_ok() && first.expect(most as u64 + 1).is_err());
+        for _ in 0..most / UNIT_BYTES {
+            first.push(&[7; UNIT_BYTES]).unwrap();
+        }
         let refused = first.push(&[7]).unwrap_err().to_string();
-        assert!(refused.contains("at most") && refused.contains(&limits.artifact.to_string()), "{refused}");
-        assert!(first.expect(limits.artifact as u64).is_ok() && first.expect(limits.artifact as u64 + 1).is_err());
-        assert_eq!(first.take().len(), limits.artifact);
+        assert!(refused.contains("at most") && refused.contains(&most.to_string()), "{refused}");
+        assert_eq!(first.take().len(), most);
+    }
+
+    #[test]
+    fn large_uploads_are_bounded_in_their_bytes_and_small_ones_have_room_beside_them() {
+        let uploads = Uploads::new(&Limits::default());
+        let large = |mut upload: Upload| {
+            let pieces = limit::INTERPRETED_BYTES / UNIT_BYTES;
+            let pushed = (0..pieces).try_for_each(|_| upload.push(&[7; UNIT_BYTES]));
+            pushed.map(|()| upload)
+        };
+        let (first, second) = (large(uploads.begin().unwrap()).unwrap(), large(uploads.begin().unwrap()).unwrap());
+        assert!(matches!(large(uploads.begin().unwrap()), Err(PluginError::Busy)));
+        uploads.begin().unwrap().push(&[7; UNIT_BYTES]).unwrap();
+        drop(first);
+        let third = large(uploads.begin().unwrap()).unwrap();
+        drop((second, third));
     }
 }

@@ -3,8 +3,11 @@
 use wasmparser::{Chunk, Encoding, MemoryType, Parser, Payload, TableType};
 use witan_kernel::hook::Hook;
 
+use crate::class::{Measure, Needs, Use};
+use crate::compile::Wanted;
+use crate::digest::Digest;
 use crate::effort::{self, EffortError};
-use crate::limit::{self, Limits};
+use crate::limit::{Budget, Limits};
 use crate::version::Version;
 
 /// Foreign imports, or exports, that a refusal lists.
@@ -13,8 +16,9 @@ const LISTED: usize = 20;
 /// Why a component is refused before it is compiled. The sentence continues its name: "is empty".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ComponentError {
-    #[error("has {bytes} bytes; at most {limit} are allowed")]
-    Bytes { bytes: usize, limit: usize },
+    /// It is beyond a limit of the widest class that is for its hook.
+    #[error("{0}")]
+    Beyond(Use),
     #[error("is empty")]
     Empty,
     #[error("is a core module, not a component; turn it into one, say with `wasm-tools component new`")]
@@ -35,18 +39,8 @@ pub(crate) enum ComponentError {
     Exports { found: String },
     #[error("does not export {}", .0.plugin())]
     NotAPlugin(Version),
-    #[error("has {0} functions; at most {limit} are allowed", limit = limit::FUNCTIONS)]
-    Functions(usize),
-    #[error("has a function of {0} bytes; at most {limit} are allowed", limit = limit::FUNCTION_BYTES)]
-    FunctionBytes(usize),
     #[error(transparent)]
     Effort(#[from] EffortError),
-    #[error("has {memories} memories and {tables} tables; at most {} of each are allowed", limit::STORE_ITEMS)]
-    StoreItems { memories: usize, tables: usize },
-    #[error("starts with {bytes} bytes of memory; at most {limit} are allowed")]
-    Memory { bytes: u64, limit: usize },
-    #[error("starts with {0} elements in tables; at most {limit} are allowed", limit = limit::TABLE_ELEMENTS)]
-    TableElements(u64),
 }
 
 fn wasi_remedy(wasi: bool) -> &'static str {
@@ -58,10 +52,29 @@ fn interfaces() -> String {
     Hook::ALL.map(|hook| Version::NEWEST.interface(hook)).join(", ")
 }
 
-/// Checks the bytes and finds the hook that they implement.
-pub(crate) fn validate(bytes: &[u8], limits: &Limits) -> Result<Hook, ComponentError> {
-    if bytes.len() > limits.artifact {
-        return Err(ComponentError::Bytes { bytes: bytes.len(), limit: limits.artifact });
+/// A component that keeps the rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Valid {
+    /// The hook that it implements.
+    pub(crate) hook: Hook,
+    /// The class that it needs.
+    pub(crate) needs: Needs,
+    /// Its limits: those of its hook in its class.
+    pub(crate) budget: Budget,
+}
+
+impl Valid {
+    /// What the compiler has to know of it.
+    pub(crate) fn wanted<'a>(&self, digest: Digest, bytes: &'a [u8]) -> Wanted<'a> {
+        Wanted { digest, bytes, class: self.needs.class }
+    }
+}
+
+/// Checks the bytes, and finds the hook that they implement and the class that they need.
+pub(crate) fn validate(bytes: &[u8], limits: &Limits) -> Result<Valid, ComponentError> {
+    let most = limits.largest_component();
+    if bytes.len() > most {
+        return Err(ComponentError::bytes(bytes.len(), most));
     }
     check_preamble(bytes)?;
     let contents = Contents::read(bytes)?;
@@ -69,9 +82,17 @@ pub(crate) fn validate(bytes: &[u8], limits: &Limits) -> Result<Hook, ComponentE
     // What a component imports says more than what it lacks: of the version of its exports, or of the newest.
     check_imports(&contents, found.as_ref().map_or(Version::NEWEST, |(version, _)| *version))?;
     let (_, hook) = found?;
-    check_sizes(&contents, limits.budget(hook).memory)?;
-    effort::check(bytes, limits)?;
-    Ok(hook)
+    let needs = limits.needs(&contents.inspection(bytes.len(), Some(hook))).map_err(ComponentError::Beyond)?;
+    let of_class = limits.of(needs.class);
+    effort::check(bytes, of_class)?;
+    Ok(Valid { hook, needs, budget: of_class.budget(hook).clone() })
+}
+
+impl ComponentError {
+    /// A component has too many bytes.
+    pub(crate) fn bytes(has: usize, most: usize) -> Self {
+        Self::Beyond(Use { what: Measure::Component, has: has as u64, most: most as u64 })
+    }
 }
 
 /// What a component consists of, for its author: whether or not it keeps the rules.
@@ -105,19 +126,8 @@ pub struct Inspection {
 pub(crate) fn inspect(bytes: &[u8]) -> Result<Inspection, ComponentError> {
     check_preamble(bytes)?;
     let contents = Contents::read(bytes)?;
-    Ok(Inspection {
-        bytes: bytes.len(),
-        hook: find_hook(&contents).ok().map(|(_, hook)| hook),
-        functions: contents.functions,
-        largest_function: contents.largest,
-        instances: contents.instances,
-        memories: contents.memories.len(),
-        memory_bytes: contents.memory_bytes(),
-        tables: contents.tables.len(),
-        table_elements: contents.table_elements(),
-        imports: contents.imports,
-        exports: contents.exports,
-    })
+    let hook = find_hook(&contents).ok().map(|(_, hook)| hook);
+    Ok(contents.inspection(bytes.len(), hook))
 }
 
 fn check_preamble(bytes: &[u8]) -> Result<(), ComponentError> {
@@ -203,6 +213,22 @@ impl Contents {
         Ok(())
     }
 
+    fn inspection(&self, bytes: usize, hook: Option<Hook>) -> Inspection {
+        Inspection {
+            bytes,
+            hook,
+            functions: self.functions,
+            largest_function: self.largest,
+            instances: self.instances,
+            memories: self.memories.len(),
+            memory_bytes: self.memory_bytes(),
+            tables: self.tables.len(),
+            table_elements: self.table_elements(),
+            imports: self.imports.clone(),
+            exports: self.exports.clone(),
+        }
+    }
+
     /// Bytes of all memories at the start.
     fn memory_bytes(&self) -> u64 {
         let page = |memory: &MemoryType| 1_u64 << memory.page_size_log2.unwrap_or(16);
@@ -264,32 +290,12 @@ fn find_hook(contents: &Contents) -> Result<(Version, Hook), ComponentError> {
     if exports(version.plugin()) { Ok((version, hook)) } else { Err(ComponentError::NotAPlugin(version)) }
 }
 
-fn check_sizes(contents: &Contents, memory: usize) -> Result<(), ComponentError> {
-    if contents.functions > limit::FUNCTIONS {
-        return Err(ComponentError::Functions(contents.functions));
-    }
-    if contents.largest > limit::FUNCTION_BYTES {
-        return Err(ComponentError::FunctionBytes(contents.largest));
-    }
-    let (memories, tables) = (contents.memories.len(), contents.tables.len());
-    if memories > limit::STORE_ITEMS || tables > limit::STORE_ITEMS {
-        return Err(ComponentError::StoreItems { memories, tables });
-    }
-    let bytes = contents.memory_bytes();
-    if bytes > memory as u64 {
-        return Err(ComponentError::Memory { bytes, limit: memory });
-    }
-    let elements = contents.table_elements();
-    if elements > limit::TABLE_ELEMENTS as u64 {
-        return Err(ComponentError::TableElements(elements));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+    use witan_kernel::class::Class;
+
+    use super::*;
 
     fn refused(bytes: &[u8]) -> ComponentError {
         validate(bytes, &Limits::default()).unwrap_err()
@@ -301,8 +307,8 @@ mod tests {
         assert_eq!(refused(b"(component)"), ComponentError::Text);
         assert_eq!(refused(b"\0asm\x01\0\0\0"), ComponentError::CoreModule);
         assert_eq!(refused(b"\x7fELF"), ComponentError::NotWasm);
-        let (bytes, limit) = (limit::ARTIFACT_BYTES + 1, limit::ARTIFACT_BYTES);
-        assert_eq!(refused(&vec![0; bytes]), ComponentError::Bytes { bytes, limit });
+        let limit = Limits::default().largest_component();
+        assert_eq!(refused(&vec![0; limit + 1]), ComponentError::bytes(limit + 1, limit));
         assert_eq!(refused(b"\0asm\x0d\0\x01\0"), ComponentError::Exports { found: "nothing".into() });
     }
 
@@ -338,7 +344,8 @@ mod tests {
         let first = first.each_ref().map(String::as_str);
         let second = second.each_ref().map(String::as_str);
         for exports in [first, second] {
-            assert_eq!(validate(&with(&[], &exports), &Limits::default()), Ok(Hook::ConsistencyPolicy));
+            let valid = validate(&with(&[], &exports), &Limits::default()).unwrap();
+            assert_eq!((valid.hook, valid.needs.class), (Hook::ConsistencyPolicy, Class::Standard));
         }
         let host = ["witan:plugin/host@0.1.0"];
         assert!(validate(&with(&host, &first), &Limits::default()).is_ok());

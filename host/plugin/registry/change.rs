@@ -47,8 +47,8 @@ impl Inner {
             return Ok((program, artifact));
         }
         let bytes = self.shelf.read(digest)?;
-        let hook = crate::validate::validate(&bytes, &self.shared.limits).map_err(PluginError::refused)?;
-        Ok((self.compile(digest, &bytes, hook, compiler_wait())?.0, artifact))
+        let valid = crate::validate::validate(&bytes, &self.shared.limits).map_err(PluginError::refused)?;
+        Ok((self.compile(digest, &bytes, &valid, compiler_wait())?.0, artifact))
     }
 
     /// Resolves the reference, probes the plugin, stores the binding, and swaps it in.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use wasmtime::component::Component;
-use witan_kernel::hook::Hook;
 use witan_kernel::name::TenantId;
 use witan_kernel::port::{SigningKey, Slot, StoreError, owners};
 use witan_kernel::sync::lock;
@@ -21,6 +20,7 @@ use crate::folder::Settled;
 use crate::instance::Program;
 use crate::signature::{self, Mode, Signature, SignatureError};
 use crate::upload::Push;
+use crate::validate::Valid;
 
 impl Inner {
     /// Validates a component, compiles it, has it describe itself, and keeps it for its owner.
@@ -77,8 +77,9 @@ impl Inner {
         until: Instant,
         emit: &dyn Fn(EventKind, String),
     ) -> Result<Artifact, PluginError> {
-        let hook = crate::validate::validate(&push.bytes, &self.shared.limits).map_err(PluginError::refused)?;
-        let (program, compiled) = self.compile_for(push, digest, hook, until)?;
+        let valid = crate::validate::validate(&push.bytes, &self.shared.limits).map_err(PluginError::refused)?;
+        let (program, compiled) = self.compile_for(push, digest, &valid, until)?;
+        let hook = valid.hook;
         if compiled {
             emit(EventKind::Compiled, format!("for {hook}"));
         }
@@ -158,16 +159,16 @@ impl Inner {
         &self,
         push: &Push,
         digest: Digest,
-        hook: Hook,
+        valid: &Valid,
         until: Instant,
     ) -> Result<(Arc<Program>, bool), PluginError> {
         if push.owner.is_none() || self.known(digest).is_none() {
-            return self.compile(digest, &push.bytes, hook, until);
+            return self.compile(digest, &push.bytes, valid, until);
         }
         let needed = |digest| lock(&self.state).refers_to(digest);
-        let compiled = self.compiler.component_anew(&self.engine, digest, &push.bytes, until, &needed);
+        let compiled = self.compiler.component_anew(&self.engine, &valid.wanted(digest, &push.bytes), until, &needed);
         // It only describes itself: bindings go on with the program that they have.
-        Ok((Arc::new(self.link(&compiled.map_err(PluginError::uncompiled)?, hook)?), true))
+        Ok((Arc::new(self.link(&compiled.map_err(PluginError::uncompiled)?, valid)?), true))
     }
 
     /// Checks that the owner may have another component, before anything is stored. The store checks it again.
@@ -226,26 +227,25 @@ impl Inner {
         &self,
         digest: Digest,
         bytes: &[u8],
-        hook: Hook,
+        valid: &Valid,
         until: Instant,
     ) -> Result<(Arc<Program>, bool), PluginError> {
         if let Some(program) = self.loaded(digest) {
             return Ok((program, false));
         }
         let needed = |digest| lock(&self.state).refers_to(digest);
-        let compiled = self.compiler.component(&self.engine, digest, bytes, until, &needed);
+        let compiled = self.compiler.component(&self.engine, &valid.wanted(digest, bytes), until, &needed);
         let (component, compiled) = compiled.map_err(PluginError::uncompiled)?;
-        let program = Arc::new(self.link(&component, hook)?);
+        let program = Arc::new(self.link(&component, valid)?);
         let mut programs = lock(&self.programs);
         programs.retain(|_, program| program.strong_count() > 0);
         programs.insert(digest, Arc::downgrade(&program));
         Ok((program, compiled))
     }
 
-    fn link(&self, component: &Component, hook: Hook) -> Result<Program, PluginError> {
-        let budget = self.shared.limits.budget(hook).clone();
+    fn link(&self, component: &Component, valid: &Valid) -> Result<Program, PluginError> {
         let ticks = self.shared.ticks.clone();
-        Program::link(&self.engine, component, hook, ticks, budget).map_err(PluginError::refused)
+        Program::link(&self.engine, component, valid.hook, ticks, valid.budget.clone()).map_err(PluginError::refused)
     }
 
     /// Takes a component from its owner.

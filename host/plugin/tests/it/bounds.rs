@@ -81,7 +81,8 @@ async fn what_takes_too_much_memory_is_refused_for_good_and_others_are_served_me
     // Under other limits it may be compiled, and so it is tried.
     let World { dir, store, host } = world;
     drop(host);
-    let limits = Limits { compile_memory: 256 << 20, ..ample() };
+    let mut limits = ample();
+    limits.standard.compile_memory = 256 << 20;
     let host = start_with(&dir, &store, limits, COMPILER);
     let world = World { dir, store, host };
     world.scanned().await;
@@ -90,9 +91,11 @@ async fn what_takes_too_much_memory_is_refused_for_good_and_others_are_served_me
 
 #[tokio::test]
 async fn what_takes_too_much_cpu_time_is_refused_for_good() {
-    let second = Duration::from_secs(1);
+    let mut limits = ample();
     // Functions that take half a minute together, if they have the memory.
-    let world = World::with(Limits { compile: second, compile_memory: 8 << 30, artifact: 16 << 20, ..ample() });
+    (limits.standard.compile, limits.standard.compile_memory) = (Duration::from_secs(1), 8 << 30);
+    limits.standard.policy.component = 16 << 20;
+    let world = World::with(limits);
     let why = refused(&world, &loops(400, 100, 200)).await;
     assert!(why.contains("took longer than 1 s of CPU time"), "{why}");
     let again = refused(&world, &loops(400, 100, 200)).await;

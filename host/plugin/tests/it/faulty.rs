@@ -271,7 +271,7 @@ async fn twelve_million_iterations() {
     assert_eq!(scene.verdict("k00").await, Verdict::KeepAll, "it is slow, and no fault");
     // Beyond its share of the CPU, its questions keep all siblings until the next second. One that begins just then is answered.
     let mut limits = ample();
-    limits.resolver.share = 1;
+    limits.standard.resolver.share = 1;
     let scene = Scene::with(limits, &guest).await;
     let (kind, reason) = loop {
         if let Some(told) = scene.world.hooks("tenant").resolve(question("k00")).await.fault() {

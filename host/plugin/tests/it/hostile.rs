@@ -4,6 +4,7 @@ use witan_kernel::hook::{Hook, Partition, ResolverQuestion, Sibling};
 use witan_kernel::name::Key;
 use witan_plugin::{Limits, Reference};
 
+use crate::classes::large;
 use crate::guest::{Guest, data};
 use crate::{World, ample, brief, question, reason, required};
 
@@ -142,22 +143,23 @@ async fn a_loop_before_the_first_question() {
 
 #[tokio::test]
 async fn more_than_it_may_start_with() {
-    let memory = bad().with(|guest| guest.pages = 300);
+    // More than in any class that is for policies.
+    let memory = bad().with(|guest| guest.pages = 1100);
     is_refused(Hook::ConsistencyPolicy, &memory.build(), "bytes of memory").await;
-    let memories = bad().with(|guest| guest.fields.push_str("(memory 200) (memory 200)"));
+    let memories = bad().with(|guest| guest.fields.push_str("(memory 600) (memory 600)"));
     is_refused(Hook::ConsistencyPolicy, &memories.build(), "bytes of memory").await;
-    let table = bad().with(|guest| guest.fields.push_str("(table 30000 funcref)"));
+    let table = bad().with(|guest| guest.fields.push_str("(table 70000 funcref)"));
     is_refused(Hook::ConsistencyPolicy, &table.build(), "elements in tables").await;
-    let function = bad().with(|guest| guest.fields.push_str(&format!("(func {})", "nop ".repeat(300_000))));
+    let function = bad().with(|guest| guest.fields.push_str(&format!("(func {})", "nop ".repeat(600_000))));
     is_refused(Hook::ConsistencyPolicy, &function.build(), "function of").await;
     // A quarter of a megabyte for which the compiler would need tens of gigabytes.
     let tangled = format!("(func (local {}) {})", "i32 ".repeat(36_000), "(loop) ".repeat(43_000));
     let tangle = bad().with(|guest| guest.fields.push_str(&tangled));
     is_refused(Hook::ConsistencyPolicy, &tangle.build(), "times branches").await;
-    let functions = bad().with(|guest| guest.fields.push_str(&"(func)".repeat(30_000)));
+    let functions = bad().with(|guest| guest.fields.push_str(&"(func)".repeat(70_000)));
     is_refused(Hook::ConsistencyPolicy, &functions.build(), "functions").await;
-    let large = bad().with(|guest| guest.fields.push_str(&data(700, &vec![0; 1 << 20])));
-    is_refused(Hook::ConsistencyPolicy, &large.with(|guest| guest.pages = 20).build(), "at most 1048576 are").await;
+    let bytes = large(bad(), 8 << 20).build();
+    is_refused(Hook::ConsistencyPolicy, &bytes, "at most 8388608 are").await;
 }
 
 #[tokio::test]
@@ -230,7 +232,7 @@ async fn bytes_that_are_no_component() {
     is_refused(Hook::ConsistencyPolicy, b"#!/bin/sh\nrm -rf /", "not WebAssembly").await;
     is_refused(Hook::ConsistencyPolicy, &wat::parse_str("(module)").unwrap(), "core module").await;
     is_refused(Hook::ConsistencyPolicy, &wat::parse_str("(component)").unwrap(), "exports nothing").await;
-    is_refused(Hook::ConsistencyPolicy, &[0; 2 << 20], "at most 1048576 are").await;
+    is_refused(Hook::ConsistencyPolicy, &vec![0; 33 << 20], "at most 33554432 are").await;
     // Half-written, at many lengths.
     let world = World::new();
     for end in (1..good.len()).step_by(61) {

@@ -3,6 +3,7 @@
 
 mod bounds;
 mod candidates;
+mod classes;
 mod faulty;
 mod first_party;
 mod folder;
@@ -117,16 +118,17 @@ impl World {
 /// The default limits with ample CPU and wall time, so that a slow or busy machine does not fail tests about other things.
 fn ample() -> Limits {
     let mut limits = brief();
-    for budget in [&mut limits.policy, &mut limits.resolver, &mut limits.routing] {
-        budget.cpu = LONG;
+    for budget in limits.budgets_mut() {
+        (budget.cpu, budget.start) = (LONG, LONG);
     }
     limits
 }
 
 /// The default limits with ample wall time: for tests of the CPU time.
 fn brief() -> Limits {
-    let mut limits = Limits { compile: LONG, fault_window: LONG, ..Limits::default() };
-    for budget in [&mut limits.policy, &mut limits.resolver, &mut limits.routing] {
+    let mut limits = Limits { fault_window: LONG, ..Limits::default() };
+    (limits.standard.compile, limits.interpreted.compile) = (LONG, LONG);
+    for budget in limits.budgets_mut() {
         budget.wall = LONG;
         // Unlimited: a thousand cores.
         budget.share = 1_000_000;
