@@ -32,7 +32,8 @@ pub struct Cli {
 
 const NEW_EXAMPLES: &str = "Examples:
   witan plugin new --hook conflict-resolver --language rust text-lines
-  witan plugin new --hook consistency-policy --language c fast-reads";
+  witan plugin new --hook consistency-policy --language c fast-reads
+  witan plugin new --hook conflict-resolver --language python text-lines";
 
 const BUILD_EXAMPLES: &str =
     "The component is build/NAME.wasm. A tool that is missing is named with the command that installs it.

@@ -17,7 +17,7 @@ const QUIET: Duration = Duration::from_millis(50);
 /// Longest delay of a build by further changes.
 const LATEST: Duration = Duration::from_secs(1);
 /// Folders whose changes are what builds and editors leave behind, not what a person writes.
-const IGNORED: [&str; 4] = ["target", "build", ".git", ".zig-cache"];
+const IGNORED: [&str; 6] = ["target", "build", ".git", ".zig-cache", "node_modules", "__pycache__"];
 
 /// Arguments of `dev`.
 #[derive(Debug, clap::Args)]

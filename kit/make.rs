@@ -1,6 +1,9 @@
 //! `build`: compiles a project with its language's own tools, and makes a component of what they compile.
 
 mod c;
+mod go;
+mod javascript;
+mod python;
 mod rust;
 mod tool;
 
@@ -36,5 +39,8 @@ pub fn build(project: &Project) -> Result<usize> {
     match project.language {
         Language::Rust => rust::build(project),
         Language::C => c::build(project),
+        Language::Go => go::build(project),
+        Language::Python => python::build(project),
+        Language::JavaScript => javascript::build(project),
     }
 }

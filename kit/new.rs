@@ -31,6 +31,7 @@ fn hook(text: &str) -> Result<Hook, String> {
 /// Makes a project below the working folder.
 pub fn run(args: &Args) -> Result<()> {
     project::check_name(&args.name)?;
+    check_hook(args.hook, args.language)?;
     let folder = PathBuf::from(&args.name);
     check_room(&folder)?;
     let wanted = Wanted { name: args.name.clone(), hook: args.hook, language: args.language };
@@ -42,6 +43,19 @@ pub fn run(args: &Args) -> Result<()> {
         output::line(&format!("  cd {} && witan plugin {command}", folder.display()))?;
     }
     Ok(())
+}
+
+/// Checks that coordinators take plugins of this hook in this language.
+fn check_hook(hook: Hook, language: Language) -> Result<()> {
+    if language.hooks().contains(&hook) {
+        return Ok(());
+    }
+    let fast = Language::ALL.into_iter().filter(|other| other.hooks().contains(&hook));
+    let fast: Vec<&str> = fast.map(Language::as_str).collect();
+    bail!(
+        "--language {language}: a {hook} is asked with every operation, which is too often for it; use one of {}",
+        fast.join(", ")
+    )
 }
 
 /// Checks that nothing would be overwritten.

@@ -65,6 +65,11 @@ impl Project {
     pub fn module(&self) -> PathBuf {
         self.folder.join("build").join(format!("{}.core.wasm", self.name))
     }
+
+    /// Where a tool that makes components puts one, which then takes the place of [`Self::component`].
+    pub fn made(&self) -> PathBuf {
+        self.folder.join("build").join(format!("{}.made.wasm", self.name))
+    }
 }
 
 /// Checks that a plugin may have this name, which is also a package's and a file's.

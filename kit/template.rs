@@ -1,6 +1,7 @@
 //! The files that a new project is made of.
 
 use anyhow::{Context, Result};
+use witan_guests::pins::Pin;
 use witan_kernel::hook::Hook;
 
 use crate::bindings;
@@ -34,6 +35,10 @@ pub fn files(wanted: &Wanted) -> Result<Vec<File>> {
             files.push(("Cargo.lock".to_owned(), files::text("plugins/Cargo.lock")?.into()));
         }
         Language::C => files.extend(bindings::c(wanted.hook)?),
+        Language::Go => files.extend(bindings::go(wanted.hook)?),
+        // Its tool generates bindings of the WIT whenever it builds.
+        Language::Python => {}
+        Language::JavaScript => files.extend(bindings::javascript(wanted.hook)?),
     }
     // A dot at the beginning of a name would hide the template from whoever looks for it.
     files.iter_mut().filter(|(path, _)| path == "gitignore").for_each(|(path, _)| *path = ".gitignore".to_owned());
@@ -49,7 +54,14 @@ fn take(files: &mut Vec<File>, from: &str, to: &str, wanted: &Wanted) {
 /// Replaces the names of what is wanted.
 fn filled(text: &str, wanted: &Wanted) -> String {
     let (hook, language) = (wanted.hook.as_str(), wanted.language.as_str());
-    let names = [("@NAME@", wanted.name.as_str()), ("@HOOK@", hook), ("@LANGUAGE@", language)];
+    let pinned = |package| Pin::of(package).map(|pin| pin.version).unwrap_or_default();
+    let names = [
+        ("@NAME@", wanted.name.as_str()),
+        ("@HOOK@", hook),
+        ("@LANGUAGE@", language),
+        ("@COMPONENTIZE_JS@", pinned("@bytecodealliance/componentize-js")),
+        ("@COMPONENTIZE_PY@", pinned("componentize-py")),
+    ];
     names.into_iter().fold(text.to_owned(), |text, (name, value)| text.replace(name, value))
 }
 
@@ -81,7 +93,8 @@ mod tests {
 
     #[test]
     fn every_project_has_source_cases_and_interfaces_and_no_path_into_this_repository() {
-        for (hook, language) in Hook::ALL.iter().flat_map(|hook| Language::ALL.map(|language| (*hook, language))) {
+        let of = |language: Language| language.hooks().iter().map(move |hook| (*hook, language));
+        for (hook, language) in Language::ALL.into_iter().flat_map(of) {
             let files = files(&wanted(hook, language)).unwrap();
             let has = |part: &str| files.iter().any(|(path, _)| path.starts_with(part));
             assert!(has("src/") && has("cases/") && has("wit/0.1.0/") && has("README.md"), "{hook} {language}");
@@ -93,7 +106,10 @@ mod tests {
             assert_eq!(paths.len(), count, "{hook} {language}: a file twice");
             for (path, text) in &files {
                 let text = String::from_utf8_lossy(text);
-                assert!(!["@NAME@", "@HOOK@", "@LANGUAGE@"].iter().any(|name| text.contains(name)), "{path}");
+                assert!(
+                    !["@NAME@", "@HOOK@", "@LANGUAGE@", "@COMPONENTIZE"].iter().any(|name| text.contains(name)),
+                    "{path}"
+                );
                 assert!(!text.contains(concat!(env!("CARGO_MANIFEST_DIR"), "/")), "{path}");
             }
         }

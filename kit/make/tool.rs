@@ -1,9 +1,10 @@
 //! Other people's tools: found in one of the ways in which they are installed, and run.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use witan_guests::pins::Pin;
 
 /// The first of several commands that runs, which is tried with `probe`: the same tool may be installed in more than one way.
@@ -28,6 +29,14 @@ pub(super) fn find(tool: &str, pin: &str, candidates: &[&[&str]], probe: &str) -
 /// Runs a tool in the project's folder, its output passed on.
 pub(super) fn run_in(folder: &Path, command: &mut Command, what: &str) -> Result<()> {
     witan_guests::run(command.current_dir(folder), what)
+}
+
+/// Puts a component that a tool has made where it belongs, by renaming it, so that whoever watches never sees half of it. Returns its size
+/// in bytes.
+pub(super) fn take(made: &Path, component: &Path) -> Result<usize> {
+    let bytes = fs::metadata(made).with_context(|| format!("find what was made, {}", made.display()))?.len();
+    fs::rename(made, component).with_context(|| format!("rename {} to {}", made.display(), component.display()))?;
+    usize::try_from(bytes).context("measure the component")
 }
 
 #[cfg(test)]

@@ -113,8 +113,21 @@ enum Command {
     /// The pages' code blocks are the scripts. The compilers of other languages than Rust are installed into target/authors, at the
     /// versions that kit/guests/pins.txt names. Takes about two minutes once everything is built.
     Authors(authors::Arguments),
+    /// What is too large for every change, and run by hand
+    #[command(subcommand)]
+    Long(Long),
     /// Check everything that must pass before a change is merged: format, lints, documentation, tests, deployment
     Ci,
+}
+
+/// Commands that are no part of `ci`.
+#[derive(Debug, Subcommand)]
+enum Long {
+    /// Run the pages in docs/authors of the languages whose runtime is in the component: Go, Python, JavaScript
+    ///
+    /// As `cargo xtask authors` runs the others. Their tools, half a gigabyte, are installed into target/languages with pip and npm, at the
+    /// versions that kit/guests/pins.txt names. Run it when a template, a pin, or what the kit makes of components has changed.
+    Languages(authors::LongArguments),
 }
 
 fn main() -> ExitCode {
@@ -144,6 +157,7 @@ fn carry_out(command: Command) -> Result<()> {
         Command::DeployCheck(arguments) => deploy::run(&arguments),
         Command::FirstWeek(arguments) => first_week::run(&arguments),
         Command::Authors(arguments) => authors::run(&arguments),
+        Command::Long(Long::Languages(arguments)) => authors::long(&arguments),
         Command::Ci => ci::ci(&Arguments::command()),
     }
 }

@@ -2,6 +2,7 @@
 //! of the modules that they compile. `cargo xtask` builds this repository's plugins with it, the author's kit everybody else's.
 
 mod debian;
+mod denied;
 pub mod pins;
 
 use std::env;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use wasm_encoder::{CustomSection, Section as _};
 
 /// The target of plugins in Rust: without an operating system, so that they import only what the WIT declares.
 pub const TARGET: &str = "wasm32-unknown-unknown";
@@ -20,6 +22,9 @@ pub const CHOICE: &str = "WITAN_GUEST_TOOLCHAIN";
 
 /// The module of the imports by which other people's tool chains reach an operating system.
 const PREVIEW_1: &str = "wasi_snapshot_preview1";
+
+/// The custom section in which `wit-component` looks for a module's world.
+const DESCRIPTION: &str = "component-type";
 
 /// A tool chain that compiles Rust for [`TARGET`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +116,21 @@ pub fn componentize(module: &Path, component: &Path) -> Result<usize> {
         )),
         false => error.context(format!("turn {} into a component", module.display())),
     })?;
+    replace(component, &encoded)?;
+    Ok(encoded.len())
+}
+
+/// Makes a component of the core module in the file `module`, whose tool chain knows neither components nor a world without an operating
+/// system: `world` describes its world, in the encoding of `wit-component`, and what it expects of an operating system is denied. Writes
+/// it to `component` and returns its size in bytes.
+pub fn componentize_denied(module: &Path, world: &[u8], component: &Path) -> Result<usize> {
+    let mut bytes = fs::read(module).with_context(|| format!("read {}", module.display()))?;
+    CustomSection { name: DESCRIPTION.into(), data: world.into() }.append_to(&mut bytes);
+    let encode = || {
+        let encoder = wit_component::ComponentEncoder::default().module(&bytes)?;
+        encoder.adapter(PREVIEW_1, &denied::module())?.validate(true).encode()
+    };
+    let encoded = encode().with_context(|| format!("turn {} into a component", module.display()))?;
     replace(component, &encoded)?;
     Ok(encoded.len())
 }

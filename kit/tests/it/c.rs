@@ -2,6 +2,10 @@
 
 use std::fs;
 
+use witan_guests::componentize_denied;
+use witan_kernel::hook::Hook;
+use witan_kit::bindings::description;
+
 use crate::Desk;
 
 const RESOLVER: &str = "conflict-resolver";
@@ -78,6 +82,27 @@ fn what_needs_an_operating_system_is_refused_with_what_it_imports() {
     assert!(built.contains("wasi_snapshot_preview1"), "{built}");
     assert!(built.contains("no operating system"), "{built}");
     assert!(!desk.path("conflict-resolver/build/conflict-resolver.wasm").exists());
+}
+
+/// What runtimes of other languages expect of an operating system is denied, and what they cannot start without is always the same.
+#[test]
+fn an_operating_system_that_denies_everything_is_the_same_every_time() {
+    let desk = Desk::new();
+    desk.project(RESOLVER, "c");
+    let headers = "#include <stdio.h>\n#include <stdlib.h>\n#include <time.h>\n#include <unistd.h>\n";
+    desk.edit(SOURCE, "#include <stdlib.h>\n", headers);
+    let asks = "    unsigned char dice[3] = {0};
+    bool text = time(NULL) == 1 && getentropy(dice, sizeof dice) == 0 && dice[0] == 0x5a && dice[2] == 0x5a;
+    text = text && getenv(\"HOME\") == NULL && fopen(\"/etc/passwd\", \"r\") == NULL && puts(\"asked\") != 1 && fflush(stdout) == EOF;\n";
+    desk.edit(SOURCE, "    bool text = true;\n", asks);
+    desk.run_in(RESOLVER, &["build"]).failed(1);
+    let (module, component) = ("build/conflict-resolver.core.wasm", "build/conflict-resolver.wasm");
+    let at = |file: &str| desk.path(RESOLVER).join(file);
+    let world = description(Hook::ConflictResolver).expect("the world");
+    componentize_denied(&at(module), &world, &at(component)).expect("a component");
+    desk.run_in(RESOLVER, &["test"]).succeeded();
+    let checked = desk.run_in(RESOLVER, &["check"]).succeeded();
+    assert!(checked.contains("witan:plugin/host@0.1.0") && !checked.contains("wasi"), "{checked}");
 }
 
 #[test]

