@@ -135,8 +135,11 @@ impl<T> Drop for OfTenant<T> {
     }
 }
 
+/// A tenant's pool.
+type Pool<'a, T> = (&'a Arc<OfTenant<T>>, Arc<Idle<T>>);
+
 /// Drops what is kept in these pools, the least recently used first, for as long as it `must`.
-fn drop_oldest<T: Keep>(pools: &[(&Arc<OfTenant<T>>, Arc<Idle<T>>)], must: impl Fn() -> bool) {
+fn drop_oldest<T: Keep>(pools: &[Pool<'_, T>], must: impl Fn() -> bool) {
     let ages = |at: usize| lock(&pools[at].1.0).iter().map(move |kept| (kept.at, at)).collect::<Vec<_>>();
     let mut ages: Vec<(u64, usize)> = (0..pools.len()).flat_map(ages).collect();
     ages.sort_unstable();

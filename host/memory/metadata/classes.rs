@@ -10,7 +10,7 @@ impl ClassStore for MemoryMetadata {
     fn grant_class(&self, grant: ClassGrant) -> Answer<()> {
         self.answer(move |state| {
             rules::granted_class(grant.class)?;
-            if !state.tenants.get(&grant.tenant).is_some_and(|tenant| tenant.deleted_at_ms.is_none()) {
+            if state.tenants.get(&grant.tenant).is_none_or(|tenant| tenant.deleted_at_ms.is_some()) {
                 return Err(rules::no_tenant(&grant.tenant));
             }
             state.class_grants.entry((grant.tenant, grant.class)).or_insert(grant.granted_at_ms);

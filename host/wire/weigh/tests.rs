@@ -93,7 +93,9 @@ fn long_lists_are_light() {
         state: "ready".into(),
         ..Default::default()
     };
-    assert!(share(&v1::ListPluginsResponse { plugins: vec![plugin; 20_000], ..v1::ListPluginsResponse::default() }) < 1.0);
+    assert!(
+        share(&v1::ListPluginsResponse { plugins: vec![plugin; 20_000], ..v1::ListPluginsResponse::default() }) < 1.0
+    );
 }
 
 #[test]

@@ -31,7 +31,7 @@ impl<D: Driver> ClassStore for SqlMetadata<D> {
 async fn add(db: &mut Db, grant: ClassGrant) -> Result<(), StoreError> {
     rules::granted_class(grant.class)?;
     let ClassGrant { tenant, class, granted_at_ms } = grant;
-    if !tenants::get(db, tenant.clone()).await?.is_some_and(|stored| stored.deleted_at_ms.is_none()) {
+    if tenants::get(db, tenant.clone()).await?.is_none_or(|stored| stored.deleted_at_ms.is_some()) {
         return Err(rules::no_tenant(&tenant));
     }
     db.execute(
