@@ -33,8 +33,8 @@ const VALUE: usize = 4096;
 const IN_FLIGHT: u32 = 1024;
 /// The load during a copy is measured in pieces of this length, until the copy has ended.
 const PIECE: Duration = Duration::from_secs(1);
-/// How long the load has lasted when the first copy begins: what is slower than usual is measured against what was before, and the load with
-/// which the keys were stored and the peak was found is not.
+/// How long the load has lasted when the first copy begins: what is slower than usual is measured against what was before, and the load
+/// with which the keys were stored and the peak was found is not.
 const LEAD: Duration = Duration::from_secs(45);
 /// How long a copy may take, and be cleaned up.
 const PATIENCE: Duration = Duration::from_secs(600);

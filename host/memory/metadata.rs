@@ -34,7 +34,7 @@ mod upkeep;
 use crate::slot::SlotKey;
 
 /// The newest migration of the real stores, which this one reports too.
-const SCHEMA: u64 = 14;
+const SCHEMA: u64 = 15;
 
 /// Metadata in memory. Clones share it.
 #[derive(Clone)]

@@ -19,7 +19,8 @@ use crate::row;
 use crate::scan::rows;
 use crate::store::{Store, digest_stored};
 
-/// Most rows that are counted between two batches, and bytes of rows after which that ends: some hundreds of microseconds on a small machine.
+/// Most rows that are counted between two batches, and bytes of rows after which that ends: some hundreds of microseconds on a small
+/// machine.
 const STEP: Read = Read { rows: 64, bytes: 256 << 10 };
 /// Most rows and bytes that one answer reads: well below a second. A slice that has more, as those of a node with 500 million rows, is
 /// never counted, and its records are compared one by one.

@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use witan_node::priority;
 
-/// Runs `work`, and the tasks that it starts, on a thread of their own, of a lower priority than those that serve. The handle is that of its
-/// end.
+/// Runs `work`, and the tasks that it starts, on a thread of their own, of a lower priority than those that serve. The handle is that of
+/// its end.
 ///
 /// # Errors
 /// The thread, or its runtime, could not be started.

@@ -196,7 +196,7 @@ impl Go<'_> {
         Ok(camel(name.context("a type without a name")?))
     }
 
-    /// The functions between Go and memory, and what stands for them on other machines, where the plugin's own tests run.
+    /// The functions between Go and memory, and what replaces them on other machines, where the plugin's own tests run.
     fn calls(&mut self) -> Result<(String, String)> {
         let mut calls = format!("{GENERATED}\npackage witan\n\nimport \"unsafe\"\n");
         let mut elsewhere = format!("{GENERATED}\n//go:build !wasm\n\npackage witan\n");
@@ -261,7 +261,7 @@ impl Go<'_> {
         let declared: Vec<String> = flat.iter().enumerate().map(|(index, ty)| format!("p{index} {ty}")).collect();
         let (name, declared) = (camel(&function.name), declared.join(", "));
         writeln!(out, "\n//go:wasmexport {to}#{}", function.name)?;
-        writeln!(out, "func export{name}({declared}) uint32 {{\n\tdefer told()")?;
+        writeln!(out, "func export{name}({declared}) uint32 {{\n\tdefer reported()")?;
         let named: Vec<String> = (0..arguments.len()).map(|index| format!("a{index}")).collect();
         for (name, argument) in named.iter().zip(&arguments) {
             writeln!(out, "\t{name} := {argument}")?;

@@ -30,8 +30,8 @@ pub fn is_slow(usual: u32, now: u32) -> bool {
     u64::from(now) * 2 > u64::from(usual) * 3 && now > usual.saturating_add(FELT)
 }
 
-/// The rate of copies: halved each second while a node is slow, raised by a quarter each second while none is, so that it stays close to what
-/// the nodes bear, however much less that is than what is allowed.
+/// The rate of copies: halved each second while a node is slow, raised by a quarter each second while none is, so that it stays close to
+/// what the nodes bear, however much less that is than what is allowed.
 #[derive(Debug, Clone, Default)]
 pub struct Throttle {
     /// Bytes per second; `None`: as many as are allowed.

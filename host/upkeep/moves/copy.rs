@@ -86,8 +86,8 @@ pub(super) struct Stale;
 
 impl<W: World> Pass<'_, W> {
     /// The one replica of before that is read in a range, if one is enough: nodes get rows that they have nothing of, and what one replica
-    /// lacks of them, a later pass copies. Ranges have different ones, so that all share the work; one that is out of service for maintenance
-    /// is spared.
+    /// lacks of them, a later pass copies. Ranges have different ones, so that all share the work; one that is out of service for
+    /// maintenance is spared.
     fn only_source<'r>(&self, range: &'r Both) -> Option<&'r NodeId> {
         let enters = range.new.iter().any(|node| !range.old.contains(node) && self.targets.contains_key(node));
         if self.compares || self.swap.is_some() || !enters || !matches!(self.need, Need::Nothing) {

@@ -1,5 +1,5 @@
-//! How fast the first copies of tenants read, which depends on how nodes answer and how full their disks are, and in how large pieces: what is
-//! read at once makes clients wait, whatever the rate is on average.
+//! How fast the first copies of tenants read, which depends on how nodes answer and how full their disks are, and in how large pieces: what
+//! is read at once makes clients wait, whatever the rate is on average.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

@@ -36,7 +36,8 @@ impl Pace {
     }
 }
 
-/// A limit of bytes per second. Bytes are paid for after they have been read, or before, as far as it can be guessed how many there will be.
+/// A limit of bytes per second. Bytes are paid for after they have been read, or before, as far as it can be guessed how many there will
+/// be.
 pub(crate) struct BytePace {
     /// 0: unlimited.
     per_second: u64,

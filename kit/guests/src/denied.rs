@@ -1,5 +1,5 @@
 //! A module in place of the operating system that other people's runtimes expect, `wasi_snapshot_preview1`: it denies everything. What a
-//! runtime cannot start without is there, and the same every time: a clock that stands still and random numbers that are always the same,
+//! runtime cannot start without is there, and the same every time: a clock that does not move and random numbers that are always the same,
 //! so that equal questions get equal answers.
 
 use wasm_encoder::{
@@ -75,7 +75,7 @@ const FUNCTIONS: [(&str, &str, Does); 46] = [
     ("path_rename", "iiiiii", Return(BADF)),
     ("path_symlink", "iiiii", Return(BADF)),
     ("path_unlink_file", "iii", Return(BADF)),
-    // Whoever waits would wait for ever: the clock stands still.
+    // Whoever waits would wait for ever: the clock does not move.
     ("poll_oneoff", "iiii", Trap),
     ("proc_exit", "i", Trap),
     ("proc_raise", "i", Trap),

@@ -1,4 +1,4 @@
-//! Classes of limits of plugins: who grants them, and what a tenant without one is told.
+//! Classes of limits of plugins: who grants them, and how a tenant without one is refused.
 
 use tonic::Code;
 use witan_wire::v1;

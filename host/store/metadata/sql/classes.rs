@@ -6,7 +6,7 @@ use witan_kernel::port::{Answer, ClassGrant, ClassStore, StoreError, TENANT_COMP
 
 use super::db::{Db, Value};
 use super::row::{Row, damaged};
-use super::{Driver, SqlMetadata, tenants};
+use super::{Driver, SqlMetadata};
 
 impl<D: Driver> ClassStore for SqlMetadata<D> {
     fn grant_class(&self, grant: ClassGrant) -> Answer<()> {
@@ -31,7 +31,8 @@ impl<D: Driver> ClassStore for SqlMetadata<D> {
 async fn add(db: &mut Db, grant: ClassGrant) -> Result<(), StoreError> {
     rules::granted_class(grant.class)?;
     let ClassGrant { tenant, class, granted_at_ms } = grant;
-    if tenants::get(db, tenant.clone()).await?.is_none_or(|stored| stored.deleted_at_ms.is_some()) {
+    let is_there = "SELECT 1 FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL";
+    if db.row(is_there, &[Value::Text(tenant.as_str())]).await?.is_none() {
         return Err(rules::no_tenant(&tenant));
     }
     db.execute(

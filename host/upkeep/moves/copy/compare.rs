@@ -1,6 +1,6 @@
-//! Finding the parts of a range in which something may have to be sent, by the fingerprints of its records: where all replicas have the same,
-//! nothing is, and the records need not travel. What an earlier copy has left to do is little, and while the last copy lasts, operations need
-//! both placements.
+//! Finding the parts of a range in which something may have to be sent, by the fingerprints of its records: where all replicas have the
+//! same, nothing is, and the records need not travel. What an earlier copy has left to do is little, and while the last copy lasts,
+//! operations need both placements.
 
 use futures::future::join_all;
 use witan_coordinate::World;
@@ -99,7 +99,7 @@ impl<W: World> Walk<'_, W> {
                             Err(_) => None,
                             Ok(Page { found, next, .. }) => {
                                 read += RECORD_BYTES * found.len() as u64;
-                                // A page that is not the last one may have so many bytes of records, which the node has read and hashed.
+                                // A page that is not the last one may have that many bytes of records, which the node has read and hashed.
                                 read += u64::from(bytes) / HASHED * u64::from(next.is_some());
                                 join.page(*index, found, next).ok()
                             }

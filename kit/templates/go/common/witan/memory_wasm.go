@@ -35,8 +35,8 @@ func returning(bytes uintptr) unsafe.Pointer {
 	return at
 }
 
-// told logs why a call panics, before it ends this instance. The call counts as a fault.
-func told() {
+// reported logs why a call panics, before it ends this instance. The call counts as a fault.
+func reported() {
 	if cause := recover(); cause != nil {
 		switch cause := cause.(type) {
 		case error:
