@@ -44,12 +44,14 @@ async fn asked(guest: &Guest) -> Asked<Verdict> {
     let component = guest.build();
     assert_eq!(class(&component), Class::Interpreted);
     let world = World::new();
+    world.grant("a", true);
     world.put("a", RESOLVER, &component).await.unwrap();
     world.hooks("a").resolve(conflict()).await
 }
 
 async fn refused(hook: Hook, component: &[u8]) -> String {
     let world = World::new();
+    world.grant("a", true);
     match world.put("a", hook, component).await.unwrap_err() {
         PluginError::Refused(why) => why.to_string(),
         other => panic!("not a refusal: {other}"),
@@ -134,6 +136,7 @@ async fn a_runtime_answers_as_a_policy_and_no_interpreter_does() {
     // As large as what Go makes.
     let runtime = policy(4_400_000);
     assert_eq!(class(&runtime), Class::Interpreted);
+    world.grant("a", true);
     world.put("a", POLICY, &runtime).await.unwrap();
     assert_eq!(required(&world.hooks("a").policy(&question(1))), 2);
     let why = refused(POLICY, &policy(12_000_000)).await;
