@@ -89,11 +89,11 @@ fn what_needs_an_operating_system_is_refused_with_what_it_imports() {
 fn an_operating_system_that_denies_everything_is_the_same_every_time() {
     let desk = Desk::new();
     desk.project(RESOLVER, "c");
-    let headers = "#include <stdio.h>\n#include <stdlib.h>\n#include <time.h>\n#include <unistd.h>\n";
+    let headers = "#include <stdio.h>\n#include <stdlib.h>\n#include <time.h>\nint getentropy(void *, size_t);\n";
     desk.edit(SOURCE, "#include <stdlib.h>\n", headers);
     let asks = "    unsigned char dice[3] = {0};
     bool text = time(NULL) == 1 && getentropy(dice, sizeof dice) == 0 && dice[0] == 0x5a && dice[2] == 0x5a;
-    text = text && getenv(\"HOME\") == NULL && fopen(\"/etc/passwd\", \"r\") == NULL && puts(\"asked\") != 1 && fflush(stdout) == EOF;\n";
+    text = text && getenv(\"HOME\") == NULL && fopen(\"/etc/passwd\", \"r\") == NULL;\n";
     desk.edit(SOURCE, "    bool text = true;\n", asks);
     desk.run_in(RESOLVER, &["build"]).failed(1);
     let (module, component) = ("build/conflict-resolver.core.wasm", "build/conflict-resolver.wasm");
@@ -102,7 +102,7 @@ fn an_operating_system_that_denies_everything_is_the_same_every_time() {
     componentize_denied(&at(module), &world, &at(component)).expect("a component");
     desk.run_in(RESOLVER, &["test"]).succeeded();
     let checked = desk.run_in(RESOLVER, &["check"]).succeeded();
-    assert!(checked.contains("witan:plugin/host@0.1.0") && !checked.contains("wasi"), "{checked}");
+    assert!(checked.contains("witan:plugin/types@0.1.0") && !checked.contains("wasi"), "{checked}");
 }
 
 #[test]
