@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use witan_kernel::class::Class;
@@ -50,7 +50,10 @@ const UNIT_BYTES: usize = 1 << 20;
 /// An upload that is being received, until its component is staged.
 #[derive(Debug)]
 pub struct Upload {
-    bytes: BytesMut,
+    /// What was received, in pieces of [`UNIT_BYTES`]: one that grows would be copied, and take twice its bytes while it is.
+    pieces: Vec<Vec<u8>>,
+    /// The bytes of all pieces.
+    received: usize,
     /// How many bytes there is room for: those of its place, and what it has taken from the stock.
     room: usize,
     of_place: usize,
@@ -74,7 +77,8 @@ impl Uploads {
     pub(crate) fn begin(&self) -> Result<Upload, PluginError> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| PluginError::Busy)?;
         Ok(Upload {
-            bytes: BytesMut::new(),
+            pieces: Vec::new(),
+            received: 0,
             room: self.of_place,
             of_place: self.of_place,
             most: self.most,
@@ -123,7 +127,7 @@ impl Upload {
     /// When it makes the component larger than one may be: the rest need not be sent. [`PluginError::Busy`] when large components take all
     /// the room that there is for them.
     pub fn push(&mut self, piece: &[u8]) -> Result<(), PluginError> {
-        let bytes = self.bytes.len() + piece.len();
+        let bytes = self.received + piece.len();
         self.may_have(bytes)?;
         if bytes > self.room {
             let units = (bytes - self.room).div_ceil(UNIT_BYTES);
@@ -135,18 +139,43 @@ impl Upload {
             }
             self.room += units as usize * UNIT_BYTES;
         }
-        self.bytes.extend_from_slice(piece);
+        self.add(piece);
         Ok(())
     }
 
-    /// What was received so far.
-    pub fn received(&self) -> &[u8] {
-        &self.bytes
+    fn add(&mut self, mut rest: &[u8]) {
+        self.received += rest.len();
+        while !rest.is_empty() {
+            let last = match self.pieces.last_mut().filter(|last| last.len() < last.capacity()) {
+                Some(last) => last,
+                None => {
+                    self.pieces.push(Vec::with_capacity(UNIT_BYTES));
+                    continue;
+                }
+            };
+            let (now, later) = rest.split_at(rest.len().min(last.capacity() - last.len()));
+            last.extend_from_slice(now);
+            rest = later;
+        }
+    }
+
+    /// What was received so far, joined.
+    pub fn received(&mut self) -> &[u8] {
+        if self.pieces.len() > 1 {
+            let mut whole = Vec::with_capacity(self.received);
+            self.pieces.drain(..).for_each(|piece| whole.extend_from_slice(&piece));
+            self.pieces.push(whole);
+        }
+        self.pieces.first().map_or(&[], |whole| &whole[..])
     }
 
     /// Takes what was received.
     pub fn take(&mut self) -> Bytes {
-        std::mem::take(&mut self.bytes).freeze()
+        self.received();
+        let mut whole = self.pieces.pop().unwrap_or_default();
+        self.received = 0;
+        whole.shrink_to_fit();
+        whole.into()
     }
 
     fn may_have(&self, bytes: usize) -> Result<(), PluginError> {
@@ -186,6 +215,21 @@ mod tests {
         let refused = first.push(&[7]).unwrap_err().to_string();
         assert!(refused.contains("at most") && refused.contains(&most.to_string()), "{refused}");
         assert_eq!(first.take().len(), most);
+    }
+
+    #[test]
+    fn what_is_received_takes_no_more_than_its_pieces() {
+        let mut upload = Uploads::new(&Limits::default()).begin().unwrap();
+        let sent: Vec<u8> = (0..3 * UNIT_BYTES + 5).map(|at| (at / 7) as u8).collect();
+        for (number, piece) in sent.chunks(700_001).enumerate() {
+            upload.push(piece).unwrap();
+            let kept: usize = upload.pieces.iter().map(Vec::capacity).sum();
+            assert!(kept < upload.received + UNIT_BYTES, "{number}: {kept}");
+        }
+        assert_eq!(upload.received(), sent);
+        upload.push(b"and more").unwrap();
+        assert_eq!(upload.take(), [&sent[..], b"and more"].concat());
+        assert!(upload.take().is_empty() && upload.received().is_empty());
     }
 
     #[test]

@@ -6,9 +6,9 @@ use witan_wire::v1;
 use super::plugins::{Scene, because, refused};
 use crate::harness::Guest;
 
-/// A policy of two megabytes.
+/// A policy of a megabyte and a half: one chunk of an upload has two at most.
 fn wide(name: &str) -> Vec<u8> {
-    let data = format!(r#"(data (i32.const 65536) "{}")"#, "x".repeat(2 << 20));
+    let data = format!(r#"(data (i32.const 65536) "{}")"#, "x".repeat(3 << 19));
     Guest::policy(name, 2).with(|guest| (guest.pages, guest.fields) = (40, format!("{} {data}", guest.fields))).build()
 }
 
