@@ -113,7 +113,9 @@ impl<T: Keep> OfTenant<T> {
         let pools: Vec<_> = self.pools().into_iter().map(|pool| (self, pool)).collect();
         drop_oldest(&pools, || self.bytes.load(Relaxed) > most);
     }
+}
 
+impl<T> OfTenant<T> {
     fn add(&self, bytes: usize) {
         self.bytes.fetch_add(bytes, Relaxed);
         self.all.bytes.fetch_add(bytes, Relaxed);
@@ -193,7 +195,9 @@ impl<T: Keep> WarmPool<T> {
             of.all.make_room();
         }
     }
+}
 
+impl<T> WarmPool<T> {
     /// Drops all that is kept here.
     pub(crate) fn clear(&self) {
         // Dropped after the lock is released.
@@ -206,11 +210,7 @@ impl<T: Keep> WarmPool<T> {
 
 impl<T> Drop for WarmPool<T> {
     fn drop(&mut self) {
-        let kept = std::mem::take(&mut *lock(&self.idle.0));
-        let Some(of) = &self.of else { return };
-        let bytes = kept.iter().map(|kept| kept.bytes).sum();
-        of.bytes.fetch_sub(bytes, Relaxed);
-        of.all.bytes.fetch_sub(bytes, Relaxed);
+        self.clear();
     }
 }
 
