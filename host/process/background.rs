@@ -34,3 +34,30 @@ pub(super) fn run(work: impl Future<Output = ()> + Send + 'static) -> anyhow::Re
         let _ = end.await;
     }))
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// The name and the priority of this thread, as /proc shows them: field 19 of `stat` is its niceness.
+    fn this_thread() -> (String, i32) {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("procfs");
+        let (name, rest) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')).expect("a name");
+        (name.to_owned(), rest.split_whitespace().nth(16).expect("a niceness").parse().expect("a number"))
+    }
+
+    #[tokio::test]
+    async fn work_and_its_tasks_run_on_a_thread_of_a_lower_priority() {
+        let (_, serving) = this_thread();
+        let (send, seen) = oneshot::channel();
+        let ended = run(async move {
+            let of_task = tokio::spawn(async { this_thread() }).await.expect("it runs");
+            send.send((this_thread(), of_task)).expect("it is awaited");
+        });
+        ended.expect("started").await.expect("it ends");
+        let (own, of_task) = seen.await.expect("seen");
+        assert_eq!(own.0, "upkeep");
+        assert!(own.1 > serving || serving == 19, "{} and {serving}", own.1);
+        assert_eq!(own, of_task);
+    }
+}

@@ -322,3 +322,17 @@ async fn inline_answers_after_the_virtual_sync_and_clean_reads_before() {
     assert!(matches!(heard.try_recv(), Ok((300, Err(ReplicaError::Broken(_))))));
     drop(inline);
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn jobs_for_which_nobody_waits_have_a_lower_priority() {
+    let bench = Bench::new(1, QueueLimits::default());
+    let (send, seen) = mpsc::channel();
+    bench.threads.spawn_patient(Box::new(move |_| {
+        let _ = send.send(rustix::process::nice(0).unwrap());
+    }));
+    let (patient, own) = (seen.recv_timeout(Duration::from_secs(60)).unwrap(), rustix::process::nice(0).unwrap());
+    assert!(patient > own || own == 19, "{patient} and {own}");
+    bench.threads.close();
+    bench.threads.spawn_patient(Box::new(|_| panic!("the store is closed")));
+}

@@ -434,6 +434,23 @@ mod tests {
         contract::check(&mut || Box::new(Fjall::open(folder.path(), Options::default()).unwrap()));
     }
 
+    /// Field 19 of a thread's `stat` is its niceness.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn its_own_threads_have_a_lower_priority() {
+        let folder = tempfile::tempdir().unwrap();
+        let _open = Fjall::open(folder.path(), Options::default()).unwrap();
+        let stats = fs::read_dir("/proc/self/task").unwrap();
+        // A thread of another test may have ended meanwhile.
+        let stats = stats.filter_map(|thread| fs::read_to_string(thread.unwrap().path().join("stat")).ok());
+        let nice = |stat: String| -> Option<i32> {
+            let (_, rest) = stat.split_once("(fjall:worker)")?;
+            rest.split_whitespace().nth(16)?.parse().ok()
+        };
+        let (found, own): (Vec<i32>, _) = (stats.filter_map(nice).collect(), rustix::process::nice(0).unwrap());
+        assert!(!found.is_empty() && found.iter().all(|nice| *nice > own || own == 19), "{found:?} and {own}");
+    }
+
     #[test]
     fn one_process_at_a_time_and_the_error_says_so() {
         let folder = tempfile::tempdir().unwrap();

@@ -85,6 +85,8 @@ struct State {
     oldest: Duration,
     /// Records that were read whole.
     read: usize,
+    /// When pages were asked for.
+    scans: Vec<Instant>,
 }
 
 /// What happens at a call.
@@ -120,6 +122,7 @@ impl Nodes {
     }
 
     fn page(&self, node: &NodeId, scan: &Scan) -> Result<Page, ReplicaError> {
+        self.state().scans.push(Instant::now());
         self.with(node, |own| {
             let space = scan.space.clone().expect("of one tenant");
             if own.refuses_scans {
@@ -146,6 +149,11 @@ impl Nodes {
             });
             Ok(Page { store: store(node, own.store), found, next })
         })
+    }
+
+    /// When pages were asked for, of all nodes, in order.
+    pub(crate) fn scans(&self) -> Vec<Instant> {
+        self.state().scans.clone()
     }
 
     /// Records that were read whole, of all nodes.

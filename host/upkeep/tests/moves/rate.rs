@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use witan_kernel::placement::Step;
+use witan_upkeep::MovesConfig;
 
 use crate::nodes::Call;
 use crate::world::{Cluster, id};
-use crate::{Change, done, lead};
+use crate::{Change, KEYS, done, lead};
 
 async fn says(cluster: &Cluster, number: u64, what: &str) {
     let is = async |cluster: &Cluster| cluster.migration(number).await.progress.message.contains(what);
@@ -66,4 +67,23 @@ async fn a_copy_is_slow_while_a_node_is() {
         assert_eq!(rate * share, f64::from(32 << 20), "{now} {usual:?}");
         leading.abort();
     }
+}
+
+/// Eight ranges are walked at a time. Once it is known how much a turn reads, only one of them goes on at a time.
+#[tokio::test(start_paused = true)]
+async fn walks_do_not_all_go_on_at_once() {
+    let change = Change::Factor(3, 5);
+    let cluster = change.cluster().await;
+    cluster.change(change.change()).await;
+    let config = MovesConfig { bytes_per_second: 2000, ..MovesConfig::default() };
+    let leading = lead(cluster.leader_with(1, config).await);
+    let copies = async |cluster: &Cluster| cluster.nodes.read() >= KEYS;
+    cluster.wait_until("the first copy", copies).await;
+    let scans = cluster.nodes.scans();
+    let at_once = |when: &Instant| scans.iter().filter(|scan| *scan == when).count();
+    let paced: Vec<usize> =
+        scans.iter().filter(|when| **when > scans[0] + Duration::from_secs(1)).map(at_once).collect();
+    // A page of the one source, and of the two nodes that enter.
+    assert!(paced.len() > 10 && paced.iter().all(|number| *number <= 3), "{paced:?}");
+    leading.abort();
 }
