@@ -212,8 +212,10 @@ impl TenantBinding {
                 Asked::Answered { answer, by: plan.by.clone() }
             }
             Err(fault) => {
+                // Counted first: who hears of a fault by an event finds it in the counts.
+                let asked = self.fault(plan, &fault);
                 self.ended(ticket, Some((plan, &fault)).filter(|(_, fault)| matches!(fault, Fault::Broken(_))));
-                self.fault(plan, &fault)
+                asked
             }
         }
     }
@@ -257,11 +259,11 @@ impl TenantBinding {
             Err(Fault::Broken(broken)) => broken,
         };
         let fault = Fault::Broken(fault);
+        self.fault::<()>(plan, &fault);
         if fault.kind() == FaultKind::Undetermined && self.may_tell_of_difference(now) {
             self.active.event(EventKind::Undetermined, Some(self.tenant.clone()), format!("{} {fault}", plan.by));
         }
         self.ended(ticket, Some((plan, &fault)));
-        self.fault::<()>(plan, &fault);
     }
 
     /// At most once within a window, as of other faults, but whether or not there were others.
