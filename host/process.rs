@@ -11,6 +11,7 @@
 //! No other module names an implementation of a port.
 
 mod background;
+mod busy;
 mod cluster;
 pub mod config;
 pub mod coordinator;

@@ -178,6 +178,11 @@ impl Admission {
         hold
     }
 
+    /// The threads that serve had something to do for this share of their time lately.
+    pub(super) fn set_busy(&self, share: f64) {
+        self.load.set_busy(share);
+    }
+
     /// Operations beyond which a tenant that has more than others gives way.
     pub(super) fn window(&self) -> usize {
         self.load.window()

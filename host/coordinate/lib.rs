@@ -297,6 +297,12 @@ impl<W: World> Coordinator<W> {
         self.admission.set_weights(weights);
     }
 
+    /// The threads that serve had something to do for this share of their time lately, 0 to 1. While that is at least a half, tenants that
+    /// have more under way than others give way to them after a shorter wait.
+    pub fn set_busy(&self, share: f64) {
+        self.admission.set_busy(share);
+    }
+
     /// Replaces the versions of the ring. Operations under way keep those they started with.
     pub fn set_rings(&self, rings: Rings) {
         self.rings.store(Arc::new(rings));

@@ -5,11 +5,15 @@
 //! A window is narrowed while that wait is long and widened while it is short, as congestion control does with packets (additive increase,
 //! multiplicative decrease: Chiu and Jain 1989; a wait instead of a count: CoDel, RFC 8289).
 //!
+//! A short wait has two meanings. Where threads have time to spare, operations wait because many arrived together, or because many answers
+//! did, which costs nobody anything. Where threads have hardly any, each operation more makes all others later. So the wait that the narrow
+//! window aims at is a tenth as long while the threads that serve are busy for more than half of the time.
+//!
 //! There are two windows. Beyond the narrow one, which keeps the wait so short that nobody notices it, a tenant with clearly more
 //! operations than others is refused; tenants that share evenly go on. Beyond the wide one, which bounds the wait for everybody, a tenant
 //! is refused that has its share of it. Decision 0032.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// How often a window is changed, in microseconds: several waits long, and short against a client's patience.
 const INTERVAL: u64 = 20_000;
@@ -19,8 +23,6 @@ const SAMPLES: u64 = 8;
 /// A window that follows the wait of operations.
 #[derive(Debug)]
 struct Window {
-    /// The mean wait to aim at, microseconds.
-    target: u64,
     /// Fewer operations are never too many: a window is at least this, and at least the second number once the wait has been too long
     /// for [`LASTS`] intervals.
     least: (usize, usize),
@@ -34,19 +36,20 @@ struct Window {
 const LASTS: u32 = 10;
 
 impl Window {
-    fn new(target: u64, least: (usize, usize), most: usize) -> Self {
+    fn new(least: (usize, usize), most: usize) -> Self {
         let least = (least.0.min(most), least.1.min(most));
-        Self { target, least, most, operations: AtomicUsize::new(most), long: AtomicU32::new(0) }
+        Self { least, most, operations: AtomicUsize::new(most), long: AtomicU32::new(0) }
     }
 
     fn get(&self) -> usize {
         self.operations.load(Ordering::Relaxed)
     }
 
-    /// An interval has passed in which operations waited for `wait` microseconds in the mean, with `under_way` at its end.
-    fn follow(&self, wait: u64, under_way: usize) {
+    /// An interval has passed in which operations waited for `wait` microseconds in the mean, of the `target` at most that is aimed at, with
+    /// `under_way` at its end.
+    fn follow(&self, wait: u64, target: u64, under_way: usize) {
         let (now, long) = (self.get(), self.long.load(Ordering::Relaxed));
-        let next = if wait > self.target {
+        let next = if wait > target {
             self.long.store((long + 1).min(2 * LASTS), Ordering::Relaxed);
             let least = if long >= LASTS { self.least.1 } else { self.least.0 };
             // Never from a number that was not in use, and never more than it is.
@@ -64,6 +67,8 @@ impl Window {
 pub(super) struct Load {
     narrow: Window,
     wide: Window,
+    /// Whether the threads that serve have hardly any time to spare.
+    busy: AtomicBool,
     /// When the interval began, in monotonic microseconds.
     since: AtomicU64,
     waited: AtomicU64,
@@ -73,6 +78,12 @@ pub(super) struct Load {
 /// The wait at which tenants that have more than others give way, microseconds. An operation waits several times: until it begins, and for
 /// each answer.
 const NARROW: u64 = 5_000;
+/// The same while threads have hardly any time to spare: with the number of operations at which they wait for so long, three nodes and a
+/// coordinator on one core carry nine tenths of what they carry with any number, and each operation takes some 7 ms instead of 40.
+const NARROW_BUSY: u64 = 400;
+/// The share of their time for which threads have something to do, from which on they count as busy. What holds operations back can thus
+/// never be what leaves half of the machine idle.
+const BUSY: f64 = 0.5;
 /// A burst of the first number is nobody's fault, even where everything waits because other processes use the machine. The second is what
 /// keeps a few cores busy: with more, each only waits longer.
 const NARROW_LEAST: (usize, usize) = (512, 64);
@@ -85,8 +96,9 @@ impl Load {
     /// With windows of at most `most` operations, which they begin with.
     pub(super) fn new(most: usize) -> Self {
         Self {
-            narrow: Window::new(NARROW, NARROW_LEAST, most),
-            wide: Window::new(WIDE, WIDE_LEAST, most),
+            narrow: Window::new(NARROW_LEAST, most),
+            wide: Window::new(WIDE_LEAST, most),
+            busy: AtomicBool::new(false),
             since: AtomicU64::new(0),
             waited: AtomicU64::new(0),
             began: AtomicU64::new(0),
@@ -105,9 +117,15 @@ impl Load {
         if self.since.compare_exchange(since, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             let began = self.began.swap(0, Ordering::Relaxed).max(1);
             let wait = self.waited.swap(0, Ordering::Relaxed) / began;
-            self.narrow.follow(wait, under_way);
-            self.wide.follow(wait, under_way);
+            let narrow = if self.busy.load(Ordering::Relaxed) { NARROW_BUSY } else { NARROW };
+            self.narrow.follow(wait, narrow, under_way);
+            self.wide.follow(wait, WIDE, under_way);
         }
+    }
+
+    /// The threads that serve had something to do for this share of their time lately, 0 to 1.
+    pub(super) fn set_busy(&self, share: f64) {
+        self.busy.store(share >= BUSY, Ordering::Relaxed);
     }
 
     /// The narrow window.
@@ -173,6 +191,21 @@ mod tests {
         let grown = load.narrow.get();
         waits(&load, NARROW + 1, 600, 5);
         assert_eq!(load.narrow.get(), grown.min(NARROW_LEAST.0), "the next one may be a burst again");
+    }
+
+    #[test]
+    fn a_short_wait_counts_only_where_threads_are_busy() {
+        let load = Load::new(10_000);
+        waits(&load, NARROW_BUSY + 1, 5000, 100);
+        assert_eq!(load.narrow.get(), 10_000, "many arrive together");
+        load.set_busy(BUSY);
+        waits(&load, NARROW_BUSY, 5000, 100);
+        assert_eq!(load.narrow.get(), 10_000);
+        waits(&load, NARROW_BUSY + 1, 5000, 100);
+        assert_eq!((load.narrow.get(), load.wide.get()), (NARROW_LEAST.1, 10_000));
+        load.set_busy(BUSY - 0.01);
+        waits(&load, NARROW_BUSY + 1, 64, 300);
+        assert_eq!(load.narrow.get(), 10_000, "it leaves half of the time unused, so more may begin");
     }
 
     /// So nobody gives way below the narrow one, which is looked at first.

@@ -100,8 +100,8 @@ impl<C: Clock> Node<C> {
     /// Opens the store and starts the threads. Blocks: must not be called on a thread of an async runtime.
     pub fn open(config: NodeConfig, clock: C, randomness: &dyn Randomness) -> Result<Self, NodeError> {
         let failed = |cause| NodeError::Store { node: config.node_id.clone(), cause };
-        let engine =
-            Fjall::open(&config.data_dir, config.engine.clone()).map_err(|error| failed(OpenError::Engine(error)))?;
+        let options = config.engine.clone().staggered(randomness.sixteen()[0]);
+        let engine = Fjall::open(&config.data_dir, options).map_err(|error| failed(OpenError::Engine(error)))?;
         let store = Arc::new(Store::open(Box::new(engine), &config.node_id, randomness).map_err(failed)?);
         let threads =
             Threads::start(store, config.durability, config.shards(), config.queue, config.row_cache, clock.clone())

@@ -19,7 +19,6 @@ use witan_peer::Lanes;
 use witan_plugin::PluginHost;
 use witan_upkeep::{Healing, Missed, Moves, Upkeep};
 
-use super::background;
 use super::cluster::{Local, context_keys};
 use super::config::{Config, Live};
 use super::formats::Formats;
@@ -34,7 +33,7 @@ use super::signal::stopped;
 use super::stores::{IdLost, Idempotency, Seat};
 use super::system::{SystemClock, SystemRandomness, unix_ms};
 use super::world::{Real, Registered};
-use super::{plugins, stores, swaps};
+use super::{background, busy, plugins, stores, swaps};
 use crate::access::Access;
 use crate::access::config::may_listen;
 use crate::access::issuance::Issuance;
@@ -311,6 +310,7 @@ impl Parts {
             missed: Arc::clone(&missed) as Arc<dyn MissedChanges>,
         };
         let coordinator = Coordinator::new(ports, rings, keys, config.defaults.clone());
+        tokio::spawn(busy::follow(Arc::downgrade(&coordinator)));
         let upkeep = Upkeep::new(Arc::clone(&coordinator), Arc::clone(metadata));
         let upkeep = Arc::new(upkeep.with_repairs_of_tenants(config.tenants.max_repairs).with_missed(missed));
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));

@@ -72,6 +72,16 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// The same with somewhat less memory for rows, by a random number. Replicas are written to alike: with equal sizes they would write their
+    /// tables at the same moment, when none of them answers as fast as usual, and no quorum could go on without them.
+    #[must_use]
+    pub fn staggered(mut self, random: u8) -> Self {
+        self.memtable_bytes -= self.memtable_bytes / 4 / 256 * u64::from(random);
+        self
+    }
+}
+
 /// The engine in a folder of a real disk.
 pub struct Fjall {
     folder: PathBuf,
@@ -436,6 +446,14 @@ mod tests {
 
     /// Field 19 of a thread's `stat` is its niceness.
     #[cfg(target_os = "linux")]
+    #[test]
+    fn replicas_write_their_tables_at_different_moments() {
+        let memory = |random| Options::default().staggered(random).memtable_bytes;
+        assert_eq!(memory(0), Options::default().memtable_bytes);
+        assert!(memory(255) > Options::default().memtable_bytes / 4 * 3);
+        assert!(memory(100) - memory(110) > 512 << 10, "one in 25 has about as much");
+    }
+
     #[test]
     fn its_own_threads_have_a_lower_priority() {
         let folder = tempfile::tempdir().unwrap();

@@ -26,6 +26,9 @@ const LONGEST_MARK_SYNC: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(1);
 /// Longest time that written batches stay without a sync. Only with `--durability os` nothing else syncs them.
 const LONGEST_UNSYNCED: Duration = Duration::from_secs(5);
+/// Most bytes of batches that stay without a sync, about. Before the engine begins another journal it syncs this one, and keeps everybody
+/// from writing for as long as that takes: with 64 MiB that are not on the disk, a tenth of a second.
+const MOST_UNSYNCED: usize = 4 << 20;
 
 /// Writes the mark of an open store.
 pub(super) struct Keeper {
@@ -142,8 +145,12 @@ impl Keeper {
 
     /// Counts a batch of rows of this length, with their keys, whose write has returned.
     pub(super) fn wrote(&self, rows: usize, bytes: usize) {
+        let length = journal::batch_length(rows, bytes);
         self.shared.written.fetch_add(1, Ordering::Relaxed);
-        self.shared.unsynced.fetch_add(journal::batch_length(rows, bytes), Ordering::Relaxed);
+        let before = self.shared.unsynced.fetch_add(length, Ordering::Relaxed);
+        if before < MOST_UNSYNCED && before + length >= MOST_UNSYNCED {
+            self.shared.notify();
+        }
     }
 
     /// Makes every batch durable whose write has returned, and marks it. The journal is synced here and not by the engine, which
@@ -246,24 +253,35 @@ impl Shared {
         }
         self.file.write(&state.mark())?;
         if !self.is_dirty.swap(true, Ordering::Relaxed) {
-            // Once it has the lock, the thread either waits or will see that there is something to do.
-            drop(lock(&self.stopping));
-            self.wake.notify_one();
+            self.notify();
         }
         Ok(())
     }
 
+    /// Wakes the thread: there is something to do.
+    fn notify(&self) {
+        // Once this has had the lock, the thread either waits or will see that there is something to do.
+        drop(lock(&self.stopping));
+        self.wake.notify_one();
+    }
+
+    fn has_much_unsynced(&self) -> bool {
+        self.unsynced.load(Ordering::Relaxed) >= MOST_UNSYNCED
+    }
+
     /// Syncs and marks what was written.
     fn catch_up(&self, state: &mut State) -> io::Result<()> {
-        self.follow(state, self.written.load(Ordering::Relaxed))?;
+        let written = self.written.load(Ordering::Relaxed);
+        state.journal.expect(self.unsynced.swap(0, Ordering::Relaxed));
+        self.follow(state, written)?;
         self.sync_and_mark(state)
     }
 
     fn run(&self) {
         let mut pause = MARK_SYNC;
         let mut looked = Instant::now();
-        while self.wait(LOOK, || self.is_dirty.load(Ordering::Relaxed)) {
-            let worked = self.sync_mark(&mut pause).and_then(|()| {
+        while self.wait(LOOK, || self.is_dirty.load(Ordering::Relaxed) || self.has_much_unsynced()) {
+            let worked = self.sync_much().and_then(|()| self.sync_mark(&mut pause)).and_then(|()| {
                 if looked.elapsed() < LOOK {
                     return Ok(());
                 }
@@ -287,12 +305,22 @@ impl Shared {
         !*stopping
     }
 
+    /// Syncs what nobody has asked to sync, if it is much.
+    fn sync_much(&self) -> io::Result<()> {
+        if !self.has_much_unsynced() || self.frozen.get().is_some() {
+            return Ok(());
+        }
+        let mut state = self.state();
+        // Who had the state meanwhile may have synced it all.
+        if self.has_much_unsynced() { self.catch_up(&mut state) } else { Ok(()) }
+    }
+
     /// Makes the mark durable, after a pause in which more marks may be written.
     fn sync_mark(&self, pause: &mut Duration) -> io::Result<()> {
         if !self.is_dirty.load(Ordering::Relaxed) {
             return Ok(());
         }
-        self.wait(*pause, || false);
+        self.wait(*pause, || self.has_much_unsynced());
         self.is_dirty.store(false, Ordering::Relaxed);
         let begun = Instant::now();
         self.file.sync()?;
@@ -404,17 +432,42 @@ mod tests {
         let open = engine.reading();
         let shared = &open.as_ref().unwrap().keeper.shared;
         let mut rows = (0..16).cycle().take(8000);
-        let is_removed = |folder: &Path| {
+        {
+            // As if the keeper's thread had not had its turn.
             let read = shared.state().journal.covered.id;
-            journal::ids(folder).unwrap().into_iter().find(|id| *id > read).is_some_and(|id| id > read + 1)
-        };
-        while !is_removed(folder.path()) {
-            put(rows.next().expect("the engine removes journals"));
+            let _state = shared.state();
+            let is_removed = |folder: &Path| {
+                journal::ids(folder).unwrap().into_iter().find(|id| *id > read).is_some_and(|id| id > read + 1)
+            };
+            while !is_removed(folder.path()) {
+                put(rows.next().expect("the engine removes journals"));
+            }
         }
         for n in rows.by_ref().take(20) {
             engine.sync().unwrap();
             assert_eq!(shared.state().batches(), shared.written.load(Ordering::Relaxed));
             put(n);
+        }
+    }
+
+    /// What is not on the disk when the engine turns to another journal, it syncs while nobody can write.
+    #[test]
+    fn much_is_synced_before_anybody_asks() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = Fjall::open(folder.path(), Options { min_free_bytes: 0, ..Options::default() }).unwrap();
+        let open = engine.reading();
+        let shared = &open.as_ref().unwrap().keeper.shared;
+        let filler = Bytes::from(vec![7; MOST_UNSYNCED / 8]);
+        let put =
+            |n: u32| engine.write(vec![(Bytes::copy_from_slice(&n.to_be_bytes()), Some(filler.clone()))]).unwrap();
+        put(0);
+        assert!(!shared.has_much_unsynced());
+        let marked = shared.state().marked.0;
+        (1..9).for_each(put);
+        let deadline = Instant::now() + LONGEST_UNSYNCED;
+        while shared.has_much_unsynced() || shared.state().marked.0 == marked {
+            assert!(Instant::now() < deadline, "it waits for the time after which everything is synced");
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }
