@@ -2,7 +2,7 @@
 //! under way than others gives way to these as soon as operations have to wait: see [`Load`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
@@ -68,11 +68,11 @@ struct OfTenant {
 /// How many tenants there are: those that have begun an operation lately, whether or not one is under way at the moment.
 #[derive(Debug, Default)]
 struct Active {
-    /// The number of the period, which counts from the first one, 1.
-    period: AtomicU32,
-    /// The weights of the tenants seen in this period together, and in the one before.
-    now: AtomicUsize,
-    before: AtomicUsize,
+    /// The number of the latest period, which counts from the first one, 1.
+    latest: AtomicU32,
+    /// For the latest period and the one before, at the parity of its number: the number, and the weights of the tenants seen in it
+    /// together, in one word each, so that nobody adds to one period what belongs to another.
+    seen: [AtomicU64; 2],
 }
 
 /// Length of a period, in microseconds: a tenant with a few operations a second is there in each of them.
@@ -82,15 +82,38 @@ impl Active {
     /// A tenant of this weight is there at `now`, in monotonic microseconds. Returns the weights of all that are, together.
     fn seen(&self, tenant: &OfTenant, weight: usize, now: u64) -> usize {
         let period = (now / PERIOD) as u32 + 1;
-        let last = self.period.load(Ordering::Relaxed);
-        if period > last && self.period.compare_exchange(last, period, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            let ended = self.now.swap(0, Ordering::Relaxed);
-            self.before.store(if period == last + 1 { ended } else { 0 }, Ordering::Relaxed);
+        let mut latest = self.latest.load(Ordering::Relaxed);
+        if period > latest {
+            latest = self.latest.fetch_max(period, Ordering::Relaxed).max(period);
         }
-        if tenant.seen.load(Ordering::Relaxed) != period && tenant.seen.swap(period, Ordering::Relaxed) != period {
-            self.now.fetch_add(weight, Ordering::Relaxed);
+        // An operation that arrived before others that were seen is seen now: counted for a period that is over, its tenant would count
+        // twice as soon as it is seen again.
+        if tenant.seen.load(Ordering::Relaxed) < latest && tenant.seen.fetch_max(latest, Ordering::Relaxed) < latest {
+            self.add(latest, weight);
         }
-        self.now.load(Ordering::Relaxed).max(self.before.load(Ordering::Relaxed))
+        self.of(latest).max(self.of(latest.wrapping_sub(1)))
+    }
+
+    fn slot(&self, period: u32) -> &AtomicU64 {
+        &self.seen[period as usize % 2]
+    }
+
+    fn add(&self, period: u32, weight: usize) {
+        let weight = u64::from(u32::try_from(weight).unwrap_or(u32::MAX));
+        let more = |seen: u64| match (seen >> 32).cmp(&u64::from(period)) {
+            std::cmp::Ordering::Less => Some(u64::from(period) << 32 | weight),
+            std::cmp::Ordering::Equal => Some(seen + weight.min(u64::from(u32::MAX) - (seen & u64::from(u32::MAX)))),
+            // Two periods have passed since.
+            std::cmp::Ordering::Greater => None,
+        };
+        // An error means that there was nothing to add.
+        let _ = self.slot(period).fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+    }
+
+    /// The weights of the tenants seen in one of the two latest periods, together.
+    fn of(&self, period: u32) -> usize {
+        let seen = self.slot(period).load(Ordering::Relaxed);
+        if seen >> 32 == u64::from(period) { seen as u32 as usize } else { 0 }
     }
 }
 
@@ -267,6 +290,41 @@ mod tests {
         assert_eq!(active.seen(&a, 1, 2 * PERIOD), 1);
         active.seen(&b, 3, 2 * PERIOD + 1);
         assert_eq!(active.seen(&a, 1, 9 * PERIOD), 1);
+    }
+
+    /// Of a session's batch some operations are looked at as of its arrival, and some as of later.
+    #[test]
+    fn a_tenant_that_is_alone_is_alone_whatever_the_order_of_its_operations() {
+        let (active, tenant) = (Active::default(), OfTenant::default());
+        for second in 1..9 {
+            for time in [0, 3, 1, 5, 2, 7, 4] {
+                for late in [0, PERIOD / 2] {
+                    let seen = active.seen(&tenant, 1, second * PERIOD + time - 3 + late.min(time));
+                    assert_eq!(seen, 1, "second {second}, {time}, {late}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tenants_that_are_seen_at_the_same_moment_are_counted_once_each() {
+        let active = Active::default();
+        let tenants: Vec<OfTenant> = (0..3).map(|_| OfTenant::default()).collect();
+        for round in 0..300_u64 {
+            let most = std::thread::scope(|scope| {
+                let (active, tenants) = (&active, &tenants);
+                let seers = (0..4_u64).map(|thread| {
+                    scope.spawn(move || {
+                        // Around the end of a period, each in another order.
+                        let times =
+                            (0..60).map(|step| round * 3 * PERIOD + PERIOD - 30 + (step * 7 + thread * 13) % 60);
+                        times.enumerate().map(|(at, now)| active.seen(&tenants[at % 3], 1, now)).max().unwrap_or(0)
+                    })
+                });
+                seers.collect::<Vec<_>>().into_iter().map(|seer| seer.join().unwrap()).max()
+            });
+            assert!(most.is_some_and(|most| most <= 3), "round {round}: {most:?}");
+        }
     }
 
     #[test]

@@ -17,6 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 
 /// How often a window is changed, in microseconds: several waits long, and short against a client's patience.
 const INTERVAL: u64 = 20_000;
+/// Operations that begin within this part of an interval, 7 ms, are never too many: as many are under way where each takes 7 ms, and with
+/// fewer there is too little that can be done at a time.
+const SHARE: usize = 3;
 /// Fewer operations that have begun say nothing about a wait.
 const SAMPLES: u64 = 8;
 
@@ -45,13 +48,13 @@ impl Window {
         self.operations.load(Ordering::Relaxed)
     }
 
-    /// An interval has passed in which operations waited for `wait` microseconds in the mean, of the `target` at most that is aimed at, with
-    /// `under_way` at its end.
-    fn follow(&self, wait: u64, target: u64, under_way: usize) {
+    /// An interval has passed in which operations waited for `wait` microseconds in the mean, of the `target` at most that is aimed at. In it
+    /// `began` operations have begun, and `under_way` were under way at its end.
+    fn follow(&self, wait: u64, target: u64, began: usize, under_way: usize) {
         let (now, long) = (self.get(), self.long.load(Ordering::Relaxed));
         let next = if wait > target {
             self.long.store((long + 1).min(2 * LASTS), Ordering::Relaxed);
-            let least = if long >= LASTS { self.least.1 } else { self.least.0 };
+            let least = if long >= LASTS { self.least.1 } else { self.least.0 }.max(began / SHARE).min(self.most);
             // Never from a number that was not in use, and never more than it is.
             (now.min(under_way) / 8 * 7).max(least).min(now)
         } else {
@@ -117,9 +120,10 @@ impl Load {
         if self.since.compare_exchange(since, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             let began = self.began.swap(0, Ordering::Relaxed).max(1);
             let wait = self.waited.swap(0, Ordering::Relaxed) / began;
+            let began = began as usize;
             let narrow = if self.busy.load(Ordering::Relaxed) { NARROW_BUSY } else { NARROW };
-            self.narrow.follow(wait, narrow, under_way);
-            self.wide.follow(wait, WIDE, under_way);
+            self.narrow.follow(wait, narrow, began, under_way);
+            self.wide.follow(wait, WIDE, began, under_way);
         }
     }
 
