@@ -7,7 +7,7 @@
 //!
 //! A short wait has two meanings. Where threads have time to spare, operations wait because many arrived together, or because many answers
 //! did, which costs nobody anything. Where threads have hardly any, each operation more makes all others later. So the wait that the narrow
-//! window aims at is a tenth as long while the threads that serve are busy for more than half of the time.
+//! window aims at is a twentieth as long while the threads that serve are busy for more than half of the time.
 //!
 //! There are two windows. Beyond the narrow one, which keeps the wait so short that nobody notices it, a tenant with clearly more
 //! operations than others is refused; tenants that share evenly go on. Beyond the wide one, which bounds the wait for everybody, a tenant
@@ -17,9 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 
 /// How often a window is changed, in microseconds: several waits long, and short against a client's patience.
 const INTERVAL: u64 = 20_000;
-/// Operations that begin within this part of an interval, 7 ms, are never too many: as many are under way where each takes 7 ms, and with
+/// Operations that begin within this time, microseconds, are never too many: as many are under way where each takes this long, and with
 /// fewer there is too little that can be done at a time.
-const SHARE: usize = 3;
+const SHORT: usize = 8_000;
 /// Fewer operations that have begun say nothing about a wait.
 const SAMPLES: u64 = 8;
 
@@ -54,7 +54,9 @@ impl Window {
         let (now, long) = (self.get(), self.long.load(Ordering::Relaxed));
         let next = if wait > target {
             self.long.store((long + 1).min(2 * LASTS), Ordering::Relaxed);
-            let least = if long >= LASTS { self.least.1 } else { self.least.0 }.max(began / SHARE).min(self.most);
+            let least = if long >= LASTS { self.least.1 } else { self.least.0 }
+                .max(began * SHORT / INTERVAL as usize)
+                .min(self.most);
             // Never from a number that was not in use, and never more than it is.
             (now.min(under_way) / 8 * 7).max(least).min(now)
         } else {
@@ -83,13 +85,13 @@ pub(super) struct Load {
 const NARROW: u64 = 5_000;
 /// The same while threads have hardly any time to spare: with the number of operations at which they wait for so long, three nodes and a
 /// coordinator on one core carry nine tenths of what they carry with any number, and each operation takes some 7 ms instead of 40.
-const NARROW_BUSY: u64 = 400;
+const NARROW_BUSY: u64 = 350;
 /// The share of their time for which threads have something to do, from which on they count as busy. What holds operations back can thus
 /// never be what leaves half of the machine idle.
 const BUSY: f64 = 0.5;
 /// A burst of the first number is nobody's fault, even where everything waits because other processes use the machine. The second is what
 /// keeps a few cores busy: with more, each only waits longer.
-const NARROW_LEAST: (usize, usize) = (512, 64);
+const NARROW_LEAST: (usize, usize) = (512, 128);
 /// The wait that is too long for everybody, microseconds.
 const WIDE: u64 = 100_000;
 /// What a process of any size carries.
