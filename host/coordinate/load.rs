@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 const INTERVAL: u64 = 20_000;
 /// Operations that begin within this time, microseconds, are never too many: as many are under way where each takes this long, and with
 /// fewer there is too little that can be done at a time.
-const SHORT: usize = 8_000;
+const SHORT: usize = 10_000;
 /// Fewer operations that have begun say nothing about a wait.
 const SAMPLES: u64 = 8;
 
@@ -85,7 +85,7 @@ pub(super) struct Load {
 const NARROW: u64 = 5_000;
 /// The same while threads have hardly any time to spare: with the number of operations at which they wait for so long, three nodes and a
 /// coordinator on one core carry nine tenths of what they carry with any number, and each operation takes some 7 ms instead of 40.
-const NARROW_BUSY: u64 = 350;
+const NARROW_BUSY: u64 = 400;
 /// The share of their time for which threads have something to do, from which on they count as busy. What holds operations back can thus
 /// never be what leaves half of the machine idle.
 const BUSY: f64 = 0.5;
