@@ -6,6 +6,7 @@ mod candidates;
 mod change;
 mod library;
 mod proposal;
+mod push;
 mod share;
 mod stage;
 mod swap;
@@ -52,6 +53,7 @@ pub use candidates::{CandidateView, ReportView};
 pub use library::{Artifact, Source};
 use library::{Library, Shelf};
 pub use proposal::{BindRequest, Named, Proposal, Proposed, RoutingChange, TryRequest};
+pub use push::Pushed;
 
 /// The host's settings.
 #[derive(Debug, Clone)]
@@ -128,6 +130,8 @@ pub(crate) struct Inner {
 struct Lanes {
     /// Uploads, which compile.
     uploads: Pool,
+    /// Beginnings of pushes that nobody waits for, which wait for the store alone.
+    pushes: Pool,
     /// Bindings, which probe, and everything else.
     changes: Pool,
     /// Rollbacks and unbinds, which wait for nothing but the store.
@@ -140,6 +144,7 @@ impl Lanes {
             |name, threads| Pool::new(name, threads, limit::CHANGES_QUEUE).map_err(HostError::thread("plugin threads"));
         Ok(Self {
             uploads: lane("witan-uploads", limit::COMPILATIONS)?,
+            pushes: lane("witan-pushes", limit::COMPILATIONS)?,
             changes: lane("witan-plugins", limit::COMPILATIONS)?,
             back: lane("witan-rollback", limit::BACK_THREADS)?,
         })
@@ -238,6 +243,9 @@ impl PluginHost {
             coordinator: settings.coordinator,
             preparing: Mutex::default(),
         });
+        if let Err(error) = inner.store.abandon_pushes(&inner.coordinator) {
+            tracing::warn!(%error, "pushes that the last stop has interrupted count as under way for some minutes");
+        }
         inner.learn_components(on_disk)?;
         inner.restore()?;
         crate::folder::start_upkeep(&inner).map_err(HostError::thread("upkeep"))?;

@@ -259,7 +259,7 @@ impl Inner {
     }
 
     /// Makes the known components those of the store.
-    fn sync_components(&self) -> Result<(), PluginError> {
+    pub(super) fn sync_components(&self) -> Result<(), PluginError> {
         if !self.store.is_shared() {
             return Ok(());
         }

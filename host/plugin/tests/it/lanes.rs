@@ -12,8 +12,8 @@ use witan_kernel::class::Class;
 use witan_kernel::hook::Hook;
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{
-    Artifact, BindingOnRecord, CandidateReport, HistoryEntry, Migration, PlacementChange, PluginStore, RecordText,
-    Saved, SigningKey, Slot, StoreError,
+    Artifact, BindingOnRecord, CandidateReport, HistoryEntry, Migration, PlacementChange, PluginStore, PushBegun,
+    PushOnRecord, RecordText, Saved, SigningKey, Slot, StoreError,
 };
 use witan_memory::MemoryPlugins;
 use witan_plugin::event::{Event, EventKind};
@@ -87,6 +87,22 @@ impl PluginStore for Observed {
 
     fn count_compilation(&self, tenant: &TenantId) -> Result<Option<u64>, StoreError> {
         self.store.count_compilation(tenant)
+    }
+
+    fn begin_push(&self, push: PushOnRecord) -> Result<PushBegun, StoreError> {
+        self.store.begin_push(push)
+    }
+
+    fn step_push(&self, push: PushOnRecord) -> Result<bool, StoreError> {
+        self.store.step_push(push)
+    }
+
+    fn push(&self, owner: Option<&TenantId>, digest: Digest) -> Result<Option<PushOnRecord>, StoreError> {
+        self.store.push(owner, digest)
+    }
+
+    fn abandon_pushes(&self, worker: &NodeId) -> Result<(), StoreError> {
+        self.store.abandon_pushes(worker)
     }
 
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {

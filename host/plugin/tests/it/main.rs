@@ -16,6 +16,7 @@ mod lanes;
 mod life;
 mod lines;
 mod owners;
+mod push;
 mod share;
 mod signed;
 mod swap;
