@@ -470,7 +470,7 @@ fn status(error: PluginError) -> Status {
         PluginError::Rate { .. } => refused(Code::ResourceExhausted, "RATE_LIMIT_EXCEEDED", message),
         PluginError::Signature(_) => refused(Code::FailedPrecondition, "PLUGIN_SIGNATURE_REFUSED", message),
         PluginError::Busy => refused(Code::ResourceExhausted, "OVERLOADED", message),
-        PluginError::HostBusy(_) => refused(Code::ResourceExhausted, "PLUGIN_HOST_BUSY", message),
+        PluginError::HostBusy(_) | PluginError::Late => refused(Code::ResourceExhausted, "PLUGIN_HOST_BUSY", message),
         PluginError::Store(error) => store_report(&error, "INVALID_REQUEST", "INVALID_REQUEST").status(),
         PluginError::Host(reason) => {
             tracing::error!(%reason, "the plugin host failed");

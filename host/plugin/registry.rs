@@ -7,6 +7,7 @@ mod change;
 mod library;
 mod proposal;
 mod push;
+mod restore;
 mod share;
 mod stage;
 mod swap;
@@ -36,6 +37,7 @@ use crate::event::{Event, Events};
 use crate::folder::Folder;
 use crate::history::Author;
 use crate::instance::Program;
+use crate::late::LateLoading;
 use crate::limit::{self, Limits};
 use crate::metrics::{Counters, Counts};
 use crate::pool::Pool;
@@ -44,7 +46,7 @@ use crate::signature::Signatures;
 pub use crate::snapshot::OpenBreakers;
 use crate::snapshot::{Bound, Generations, Snapshot, Threads};
 use crate::tally::TenantSeries;
-use crate::tenant::{ActiveBinding, LoadError, Shared};
+use crate::tenant::{ActiveBinding, LoadError, Shared, TenantBinding};
 use crate::turn::Turns;
 use crate::upload::{Push, Upload, Uploads};
 use crate::warm::Warm;
@@ -198,7 +200,7 @@ struct LivePartitions {
 
 impl PluginHost {
     /// Starts the host: loads the known components and bindings, those in force as they are recorded. The watched folder is not looked
-    /// into before [`Self::watch_folder`]. Blocks: call it outside the runtime (in `spawn_blocking`, or before there is one). A binding
+    /// into before [`Self::watch_folder`], and plugins of a class that has to be granted are loaded afterwards, except routing hooks. Blocks: call it outside the runtime (in `spawn_blocking`, or before there is one). A binding
     /// whose plugin cannot be loaded does not prevent the start: its questions are faults until it is bound again.
     pub fn start(settings: Settings, store: Arc<dyn PluginStore>) -> Result<Self, PluginError> {
         let engine = crate::engine::runtime().map_err(|error| HostError::Engine(error.to_string()))?;
@@ -211,6 +213,7 @@ impl PluginHost {
             tallies: Arc::default(),
             logs: Arc::default(),
             warm: Warm::new(warm_tenant, warm),
+            late: Arc::default(),
         };
         let limits = shared.limits.clone();
         let resolvers = Resolvers::start(limits.resolver_threads).map_err(HostError::thread("resolver threads"))?;
@@ -247,7 +250,8 @@ impl PluginHost {
             tracing::warn!(%error, "pushes that the last stop has interrupted count as under way for some minutes");
         }
         inner.learn_components(on_disk)?;
-        inner.restore()?;
+        let late = inner.restore()?;
+        restore::start(&inner, late).map_err(HostError::thread("the loading of plugins"))?;
         crate::folder::start_upkeep(&inner).map_err(HostError::thread("upkeep"))?;
         Ok(Self { inner })
     }
@@ -422,6 +426,11 @@ impl PluginHost {
         self.inner.shared.events.watch()
     }
 
+    /// How far the plugins are loaded that were not in force when this host was started.
+    pub fn late(&self) -> LateLoading {
+        self.inner.shared.late.progress()
+    }
+
     /// What became of compilations.
     pub fn compilations(&self) -> Compilations {
         self.inner.compiler.counts()
@@ -508,6 +517,11 @@ impl Inner {
         let partitions = state.partitions.iter().filter_map(of_tenant).collect();
         let snapshot = self.published.load().snapshot.next(&bound, partitions);
         self.published.store(Arc::new(Published { snapshot, bindings, artifacts: state.library.list() }));
+    }
+
+    /// The binding whose version answers for a tenant now.
+    pub(crate) fn in_force(&self, tenant: &TenantId, hook: Hook) -> Option<Arc<TenantBinding>> {
+        self.published.load().snapshot.in_force(tenant, hook)
     }
 
     pub(crate) fn limits(&self) -> &Limits {

@@ -1,5 +1,5 @@
--- Components that were pushed and that nobody waits for: see host/kernel/port/pushes.rs. '' in tenant_id: the operator's. At most 32 for each
--- owner; what has not changed for a day is forgotten. Adds only, so that programs of the version before go on.
+-- Components that were pushed and that nobody waits for: see host/kernel/port/pushes.rs. '' in tenant_id: the operator's. At most 32 for
+-- each owner; what has not changed for a day is forgotten. Adds only, so that programs of the version before go on.
 CREATE TABLE plugin_pushes (
     tenant_id TEXT NOT NULL CHECK (length(CAST(tenant_id AS BLOB)) <= 256),
     digest BLOB NOT NULL CHECK (length(digest) = 32),

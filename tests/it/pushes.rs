@@ -87,7 +87,7 @@ async fn what_is_bound_too_early_says_how_far_it_is() {
         plugin: pushed.digest.clone(),
         ..Default::default()
     });
-    // Shorter than two looks: it is told without waiting.
+    // Shorter than two looks: it is answered without waiting.
     request.set_timeout(std::time::Duration::from_millis(450));
     let early = Refusal::from(plugins.client().bind_plugin(request).await.expect_err("it is not ready"));
     assert_eq!((early.code, early.reason.as_str()), (Code::FailedPrecondition, "PLUGIN_NOT_READY"), "{early:?}");

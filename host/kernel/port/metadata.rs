@@ -15,8 +15,8 @@ pub trait StoreFacts: Send + Sync + 'static {
 }
 
 /// The whole metadata store: tenants, placement and its changes, coordinator leases, plugin artifacts and bindings, API tokens, secrets,
-/// signing keys, grants of classes, pushes, claims of upkeep, and the log of changes to all but the latter four. Object safe; whoever needs one
-/// subject should take that subject's trait.
+/// signing keys, grants of classes, pushes, claims of upkeep, and the log of changes to all but the latter four. Object safe; whoever needs
+/// one subject should take that subject's trait.
 pub trait Metadata:
     StoreFacts
     + ChangeLog

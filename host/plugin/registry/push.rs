@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Instant;
 
 use witan_kernel::port::{PushBegun, PushOnRecord, PushState, StoreError};
+use witan_kernel::sync::lock;
 
 use super::{Artifact, Inner, PluginHost, Source};
 use crate::digest::Digest;
@@ -34,9 +35,14 @@ impl PluginHost {
         self.change(&self.inner.lanes.pushes, move |_| inner.begin_push(push, held)).await
     }
 
-    /// Learns of components that other coordinators have staged.
+    /// Learns of every component that is in the store by now, whoever has staged it.
     pub async fn learn(&self) -> Result<(), PluginError> {
-        self.change(&self.inner.lanes.pushes, Inner::sync_components).await
+        let learn = |inner: &Inner| {
+            // What is in the store already may just be becoming known here.
+            drop(lock(&inner.stocking));
+            inner.sync_components()
+        };
+        self.change(&self.inner.lanes.pushes, learn).await
     }
 }
 

@@ -135,7 +135,7 @@ mod tests {
                 "d0b1b7758a1950d4",
                 "bb0c5c573044a4f2",
                 "3275b47af89e1f37",
-                "b6b85d29d2b3e635"
+                "46cb704ab9c5657d"
             ]
         );
         assert_eq!(
@@ -156,7 +156,7 @@ mod tests {
                 "faeb8e52c7930ded",
                 "e2527a39e8451dd1",
                 "f77786e9fecd8f71",
-                "f4fce1789f39257b"
+                "673c0853faece626"
             ]
         );
     }

@@ -17,6 +17,7 @@ mod life;
 mod lines;
 mod owners;
 mod push;
+mod restart;
 mod share;
 mod signed;
 mod swap;

@@ -1,4 +1,4 @@
-//! Pushes that nobody waits for: what is told of them, on every host that shares the store, and that each component is staged once.
+//! Pushes that nobody waits for: what is known of them, on every host that shares the store, and that each component is staged once.
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -69,7 +69,7 @@ async fn a_refused_push_says_why_until_it_is_pushed_again() {
     let (state, reason) = seen(&second, digest);
     assert_eq!(state, PushState::Refused);
     let waited = first.stage(b"\0asm\x0d\0\x01\0").await.unwrap_err();
-    assert_eq!(reason, waited.to_string(), "as who waits is told");
+    assert_eq!(reason, waited.to_string(), "as who waits reads");
     let (again, ended) = push(&second, b"\0asm\x0d\0\x01\0").await;
     assert_eq!(under_way(again).worker, coordinator(&second.dir), "another attempt, of another coordinator");
     end(ended).await;
