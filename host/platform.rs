@@ -6,6 +6,7 @@ mod dry_run;
 mod keys;
 mod library;
 mod logs;
+mod pushes;
 mod swap;
 
 use std::pin::Pin;
@@ -149,6 +150,8 @@ impl PluginService for PluginApi {
             return Ok(kept.with(v1::BindPluginResponse { previous, ..Default::default() }));
         }
         // Before the change begins, which may block operations.
+        let on_behalf_of = tenant.as_ref().and_then(|tenant| caller.on_behalf_of(tenant));
+        self.staged(tenant.as_ref(), &request.plugin, deadline, on_behalf_of).await?;
         let plugin = self.reference(tenant.as_ref(), &request.plugin, deadline).await?;
         let configuration = request.configuration;
         let bind = BindRequest { tenant: slot.clone(), hook, plugin, configuration, on_fault, author };
@@ -467,7 +470,7 @@ fn status(error: PluginError) -> Status {
         PluginError::Rate { .. } => refused(Code::ResourceExhausted, "RATE_LIMIT_EXCEEDED", message),
         PluginError::Signature(_) => refused(Code::FailedPrecondition, "PLUGIN_SIGNATURE_REFUSED", message),
         PluginError::Busy => refused(Code::ResourceExhausted, "OVERLOADED", message),
-        PluginError::HostBusy(_) => refused(Code::ResourceExhausted, "PLUGIN_HOST_BUSY", message),
+        PluginError::HostBusy(_) | PluginError::Late => refused(Code::ResourceExhausted, "PLUGIN_HOST_BUSY", message),
         PluginError::Store(error) => store_report(&error, "INVALID_REQUEST", "INVALID_REQUEST").status(),
         PluginError::Host(reason) => {
             tracing::error!(%reason, "the plugin host failed");

@@ -62,7 +62,7 @@ impl Deed {
             Self::Restore => "witan nodes list shows whether the stores are used; declaring it again is harmless",
             Self::Push => {
                 "the coordinator goes on with it: witan plugin list shows the plugin once it is ready, witan plugin events \
-                 why it is refused; pushing it again is harmless"
+                 why it is refused, and witan plugin show DIGEST how far it is; pushing it again is harmless"
             }
             Self::Bind => "witan plugin bindings shows whether it has; witan plugin events why it has not",
             Self::RemovePlugin => "witan plugin list shows whether it has",

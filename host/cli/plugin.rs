@@ -8,6 +8,7 @@ mod keys;
 pub mod kit;
 mod library;
 mod logs;
+mod push;
 mod sign;
 
 use std::path::Path;
@@ -104,8 +105,8 @@ Examples:
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Upload components
-    #[command(visible_alias = "upload", after_help = library::PUSH_EXAMPLES)]
-    Push(library::Push),
+    #[command(visible_alias = "upload", after_help = push::PUSH_EXAMPLES)]
+    Push(push::Push),
     /// Bind a plugin to a hook, for one tenant or for all
     #[command(after_help = BIND_EXAMPLES)]
     Bind(Bind),
@@ -302,7 +303,7 @@ pub struct TrialArgs {
 /// Runs a subcommand of `plugin`.
 pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Push(args) => library::push(global, args).await,
+        Command::Push(args) => push::push(global, args).await,
         Command::Bind(args) => {
             let (waits_for, wait) = (args.tenant.clone().unwrap_or_default(), args.wait);
             let verb = if candidates::mode(&args).is_empty() { "bound" } else { "tried" };
@@ -351,7 +352,7 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
 
 /// Uploads a component for all tenants; returns what the coordinator reports about it.
 pub async fn upload(global: &Global, file: &Path) -> anyhow::Result<PluginInfo> {
-    library::upload(global, file, "", None).await
+    push::upload(global, &push::Sent { file, tenant: "", signature: None }, None).await
 }
 
 /// Binds a plugin, or removes a binding.

@@ -26,6 +26,7 @@ mod migrations;
 mod nodes;
 mod placement;
 mod plan;
+mod pushes;
 mod signing;
 pub mod small_records;
 pub mod stores;

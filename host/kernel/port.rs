@@ -27,6 +27,7 @@ pub mod moves;
 pub mod owners;
 mod placement;
 mod plugins;
+mod pushes;
 mod replicas;
 pub mod rules;
 mod secrets;
@@ -66,6 +67,10 @@ pub use placement::{
     StoreOnRecord, StoreState,
 };
 pub use plugins::{PluginHost, PluginStore, Saved};
+pub use pushes::{
+    Beginning, PUSH_KEPT_MS, PUSH_REASON_BYTES, PUSH_STEP_MS, PUSHES, PushBegun, PushOnRecord, PushState, PushStore,
+    PushTable, beginning,
+};
 pub use replicas::{Collect, Replicas, Reply};
 pub use secrets::{SECRETS, Secret, SecretStore, Secrets};
 pub use signing::{SIGNING_KEY_ID_BYTES, SIGNING_KEYS, SigningKey, SigningKeyStore};

@@ -10,8 +10,8 @@ use witan_kernel::class::Class;
 use witan_kernel::name::{Era, NodeId, StoreId, TenantId};
 use witan_kernel::port::{
     Answer, AnyClock, BindingOnRecord, CandidateReport, Changed, Clock, Component, CoordinatorOnRecord, Digest, Duty,
-    DutyOnRecord, Fencing, HistoryEntry, Leftover, Migration, NodeOnRecord, RecordText, Secret, SigningKey, StoreError,
-    StoreFacts, StoreOnRecord, Token, rules,
+    DutyOnRecord, Fencing, HistoryEntry, Leftover, Migration, NodeOnRecord, PushTable, RecordText, Secret, SigningKey,
+    StoreError, StoreFacts, StoreOnRecord, Token, rules,
 };
 use witan_kernel::ring::Member;
 use witan_kernel::sync::lock;
@@ -25,6 +25,7 @@ mod fences;
 mod leases;
 mod migrations;
 mod placement;
+mod pushes;
 mod secrets;
 mod signing;
 mod tenants;
@@ -34,7 +35,7 @@ mod upkeep;
 use crate::slot::SlotKey;
 
 /// The newest migration of the real stores, which this one reports too.
-const SCHEMA: u64 = 15;
+const SCHEMA: u64 = 16;
 
 /// Metadata in memory. Clones share it.
 #[derive(Clone)]
@@ -79,6 +80,7 @@ struct State {
     class_grants: BTreeMap<(TenantId, Class), u64>,
     /// When the last compilations that count have begun.
     compilations: BTreeMap<TenantId, Vec<u64>>,
+    pushes: PushTable,
     era: Era,
     duties: BTreeMap<Duty, DutyOnRecord>,
 }

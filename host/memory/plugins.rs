@@ -8,12 +8,15 @@ use witan_kernel::class::Class;
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{
     Artifact, BindingOnRecord, CandidateReport, Digest, HISTORY_ENTRIES, HISTORY_ENTRY_BYTES, HistoryEntry, Migration,
-    PlacementChange, PluginStore, REPORTS, REPORTS_KEPT_MS, RecordText, Saved, SigningKey, Slot, StoreError,
-    TENANT_COMPILATIONS, TENANT_COMPILATIONS_MS, owners, rules,
+    PlacementChange, PluginStore, PushBegun, PushOnRecord, PushTable, REPORTS, REPORTS_KEPT_MS, RecordText, Saved,
+    SigningKey, Slot, StoreError, TENANT_COMPILATIONS, TENANT_COMPILATIONS_MS, owners, rules,
 };
 use witan_kernel::sync::lock;
 
 use crate::slot::{SlotKey, slot_key};
+
+/// There is no clock here: no push grows old.
+const NOW_MS: u64 = 0;
 
 /// Plugins and bindings in memory. Plugin hosts of one cluster share it, each through a [`Self::seat`].
 #[derive(Debug, Clone, Default)]
@@ -32,6 +35,7 @@ struct Kept {
     classes: BTreeSet<(TenantId, Class)>,
     /// Compilations that count.
     compilations: BTreeMap<TenantId, usize>,
+    pushes: PushTable,
     bindings: BTreeMap<SlotKey, BindingOnRecord>,
     versions: u64,
     /// Of each slot, the newest entry first.
@@ -90,11 +94,13 @@ impl PluginStore for MemoryPlugins {
         let key = (artifact.digest, artifact.owner.clone());
         if let Some((known, _)) = kept.components.get_mut(&key) {
             known.signed_by = artifact.signed_by.clone().or(known.signed_by.take());
+            kept.pushes.stored(artifact.owner.as_ref(), artifact.digest, NOW_MS);
             return Ok(());
         }
         let all = kept.components.values().map(|(artifact, _)| artifact);
         owners::may_own(artifact, all).map_err(|why| rules::not_owned(&why))?;
         kept.components.insert(key, (artifact.clone(), bytes.clone()));
+        kept.pushes.stored(artifact.owner.as_ref(), artifact.digest, NOW_MS);
         Ok(())
     }
 
@@ -130,6 +136,23 @@ impl PluginStore for MemoryPlugins {
         }
         *count += 1;
         Ok(None)
+    }
+
+    fn begin_push(&self, push: PushOnRecord) -> Result<PushBegun, StoreError> {
+        lock(&self.kept).pushes.begin(push, NOW_MS)
+    }
+
+    fn step_push(&self, push: PushOnRecord) -> Result<bool, StoreError> {
+        Ok(lock(&self.kept).pushes.step(push, NOW_MS))
+    }
+
+    fn push(&self, owner: Option<&TenantId>, digest: Digest) -> Result<Option<PushOnRecord>, StoreError> {
+        Ok(lock(&self.kept).pushes.get(owner, digest, NOW_MS))
+    }
+
+    fn abandon_pushes(&self, worker: &NodeId) -> Result<(), StoreError> {
+        lock(&self.kept).pushes.abandon(worker, NOW_MS);
+        Ok(())
     }
 
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {

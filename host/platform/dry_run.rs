@@ -39,6 +39,7 @@ impl PluginApi {
         if request.plugin.is_empty() {
             return Err(invalid(&Invalid::new("plugin", "is empty", "name the plugin that is to be tried")));
         }
+        self.staged(Some(&tenant), &request.plugin, deadline, caller.on_behalf_of(&tenant)).await?;
         let turn = self.dry_runs.take(caller.on_behalf_of(&tenant));
         let _turn = turn.map_err(|refused| tenants::status(&refused))?;
         let until = until(deadline);

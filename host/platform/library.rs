@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use tonic::{Code, Request, Response, Status, Streaming};
 use witan_kernel::class::Class;
 use witan_kernel::name::{Invalid, TenantId, shown};
-use witan_kernel::port::{Artifact, Digest};
+use witan_kernel::port::{Artifact, Digest, PushOnRecord};
+use witan_plugin::registry::Pushed;
 use witan_wire::v1;
 use witan_wire::v1::upload_plugin_request::Part;
 
@@ -24,8 +25,8 @@ impl PluginApi {
     ) -> Result<Response<v1::UploadPluginResponse>, Status> {
         let (caller, deadline) = (caller(&mut request)?, deadline(&request));
         let of_tenant = caller.credential().tenant().and_then(|tenant| caller.on_behalf_of(tenant));
-        let _turn = self.uploads.take(of_tenant).map_err(|refused| tenants::status(&refused))?;
-        // Its place is held until the component is staged.
+        let turn = self.uploads.take(of_tenant).map_err(|refused| tenants::status(&refused))?;
+        // Its turn and its place are held until the component is staged.
         let mut upload = self.host.begin_upload().map_err(status)?;
         let mut parts = request.into_inner();
         let manifest = manifest(&mut parts, &upload).await?;
@@ -40,8 +41,15 @@ impl PluginApi {
         upload.expect(manifest.size).map_err(status)?;
         component(&mut parts, &manifest, &mut upload).await?;
         let push = Push { owner, bytes: upload.take(), signature };
-        let artifact = self.host.stage(push, deadline).await.map_err(status)?;
-        Ok(Response::new(v1::UploadPluginResponse { plugin: Some(info(&artifact)) }))
+        let plugin = if manifest.wait == Some(false) {
+            match self.host.push(push, (turn, upload)).await.map_err(status)? {
+                Pushed::Ready(artifact) => info(&artifact),
+                Pushed::UnderWay(push) => pushed_info(&push),
+            }
+        } else {
+            info(&self.host.stage(push, deadline).await.map_err(status)?)
+        };
+        Ok(Response::new(v1::UploadPluginResponse { plugin: Some(plugin) }))
     }
 
     /// Whose a plugin will be, if the caller may upload it for them.
@@ -79,6 +87,10 @@ impl PluginApi {
         let (caller, deadline) = (caller(&mut request)?, deadline(&request));
         let v1::GetPluginRequest { plugin, tenant_id } = request.get_ref();
         let tenant = seen_by(&caller, tenant_id)?;
+        let on_behalf_of = tenant.as_ref().and_then(|tenant| caller.on_behalf_of(tenant));
+        if let Some(push) = self.unknown_push(tenant.as_ref(), plugin, on_behalf_of).await? {
+            return Ok(Response::new(v1::GetPluginResponse { plugin: Some(pushed_info(&push)) }));
+        }
         let reference = self.reference(tenant.as_ref(), plugin, deadline).await?;
         let found = self.host.artifact(tenant.as_ref(), &reference).ok_or_else(|| {
             refused(Code::NotFound, "PLUGIN_NOT_FOUND", format!("plugin {} does not exist", shown(plugin)))
@@ -213,5 +225,18 @@ pub(super) fn info(artifact: &Artifact) -> v1::PluginInfo {
         signed_by: artifact.signed_by.clone().unwrap_or_default(),
         class: artifact.class.to_string(),
         class_reason: artifact.class_reason.clone(),
+        reason: String::new(),
+    }
+}
+
+/// What is known of a component that is no plugin yet, or was refused.
+pub(super) fn pushed_info(push: &PushOnRecord) -> v1::PluginInfo {
+    v1::PluginInfo {
+        digest: push.digest.to_string(),
+        size: push.size,
+        state: push.state.to_string(),
+        reason: push.reason.clone(),
+        tenant_id: push.owner.as_ref().map_or_else(String::new, ToString::to_string),
+        ..v1::PluginInfo::default()
     }
 }

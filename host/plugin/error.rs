@@ -89,6 +89,9 @@ pub enum PluginError {
     /// The machine is too busy to compile or to probe the plugin now, which says nothing about the plugin; try again.
     #[error("{0}")]
     HostBusy(String),
+    /// The plugin is loaded after the start of this host.
+    #[error("is still being loaded since this coordinator was started; it answers in a moment")]
+    Late,
     /// The store of plugins and bindings failed. The previous binding stays in force.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -105,12 +108,21 @@ fn because(reason: &str) -> String {
 impl PluginError {
     /// True when the same request may succeed later, unchanged.
     pub(crate) fn is_transient(&self) -> bool {
-        matches!(self, Self::Full | Self::Busy | Self::HostBusy(_) | Self::Rate { .. } | Self::Store(_) | Self::Host(_))
+        matches!(
+            self,
+            Self::Full
+                | Self::Busy
+                | Self::HostBusy(_)
+                | Self::Late
+                | Self::Rate { .. }
+                | Self::Store(_)
+                | Self::Host(_)
+        )
     }
 
     /// True when the plugin was not even tried.
     pub(crate) fn is_busy(&self) -> bool {
-        matches!(self, Self::HostBusy(_))
+        matches!(self, Self::HostBusy(_) | Self::Late)
     }
 
     /// A binding was changed by others as often as it was read.

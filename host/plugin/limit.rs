@@ -99,6 +99,16 @@ pub const REFUSALS: usize = 4 * FOLDER_FILES;
 /// How long an upload, a binding or a file of the watched folder waits for a place to compile in: a few compilations of useful components,
 /// which take a second or two each. An upload whose client has a shorter deadline waits only until then.
 pub const COMPILER_WAIT: Duration = Duration::from_secs(30);
+/// How long a question waits for a plugin that is loaded after the start: a few times what the largest takes. Then its binding says what
+/// happens on a fault, so that the client still gets an answer within its own deadline.
+pub const LATE_WAIT: Duration = Duration::from_secs(1);
+/// Pause after a plugin could not be loaded after the start, before others and then this one are tried.
+pub const LATE_RETRY: Duration = Duration::from_secs(1);
+/// How long a push that nobody waits for waits for a place to compile in: with the five minutes that a compilation may take on an
+/// overloaded machine, it ends before it counts as given up, after [`witan_kernel::port::PUSH_STEP_MS`].
+pub const PUSH_WAIT: Duration = Duration::from_secs(240);
+/// Pause before it is recorded again how a push has ended, when the store could not be reached: a failover takes a few seconds.
+pub const PUSH_RETRY: Duration = Duration::from_secs(1);
 /// Most changes (uploads, bindings and the like) that may wait. Each upload holds its component.
 pub const CHANGES_QUEUE: usize = 64;
 /// Bytes of all uploads that are being received, or wait to be compiled: one of each place in the queue, by default.

@@ -6,6 +6,8 @@ mod candidates;
 mod change;
 mod library;
 mod proposal;
+mod push;
+mod restore;
 mod share;
 mod stage;
 mod swap;
@@ -35,6 +37,7 @@ use crate::event::{Event, Events};
 use crate::folder::Folder;
 use crate::history::Author;
 use crate::instance::Program;
+use crate::late::LateLoading;
 use crate::limit::{self, Limits};
 use crate::metrics::{Counters, Counts};
 use crate::pool::Pool;
@@ -43,7 +46,7 @@ use crate::signature::Signatures;
 pub use crate::snapshot::OpenBreakers;
 use crate::snapshot::{Bound, Generations, Snapshot, Threads};
 use crate::tally::TenantSeries;
-use crate::tenant::{ActiveBinding, LoadError, Shared};
+use crate::tenant::{ActiveBinding, LoadError, Shared, TenantBinding};
 use crate::turn::Turns;
 use crate::upload::{Push, Upload, Uploads};
 use crate::warm::Warm;
@@ -52,6 +55,7 @@ pub use candidates::{CandidateView, ReportView};
 pub use library::{Artifact, Source};
 use library::{Library, Shelf};
 pub use proposal::{BindRequest, Named, Proposal, Proposed, RoutingChange, TryRequest};
+pub use push::Pushed;
 
 /// The host's settings.
 #[derive(Debug, Clone)]
@@ -128,6 +132,8 @@ pub(crate) struct Inner {
 struct Lanes {
     /// Uploads, which compile.
     uploads: Pool,
+    /// Beginnings of pushes that nobody waits for, which wait for the store alone.
+    pushes: Pool,
     /// Bindings, which probe, and everything else.
     changes: Pool,
     /// Rollbacks and unbinds, which wait for nothing but the store.
@@ -140,6 +146,7 @@ impl Lanes {
             |name, threads| Pool::new(name, threads, limit::CHANGES_QUEUE).map_err(HostError::thread("plugin threads"));
         Ok(Self {
             uploads: lane("witan-uploads", limit::COMPILATIONS)?,
+            pushes: lane("witan-pushes", limit::COMPILATIONS)?,
             changes: lane("witan-plugins", limit::COMPILATIONS)?,
             back: lane("witan-rollback", limit::BACK_THREADS)?,
         })
@@ -193,7 +200,7 @@ struct LivePartitions {
 
 impl PluginHost {
     /// Starts the host: loads the known components and bindings, those in force as they are recorded. The watched folder is not looked
-    /// into before [`Self::watch_folder`]. Blocks: call it outside the runtime (in `spawn_blocking`, or before there is one). A binding
+    /// into before [`Self::watch_folder`], and plugins of a class that has to be granted are loaded afterwards, except routing hooks. Blocks: call it outside the runtime (in `spawn_blocking`, or before there is one). A binding
     /// whose plugin cannot be loaded does not prevent the start: its questions are faults until it is bound again.
     pub fn start(settings: Settings, store: Arc<dyn PluginStore>) -> Result<Self, PluginError> {
         let engine = crate::engine::runtime().map_err(|error| HostError::Engine(error.to_string()))?;
@@ -206,6 +213,7 @@ impl PluginHost {
             tallies: Arc::default(),
             logs: Arc::default(),
             warm: Warm::new(warm_tenant, warm),
+            late: Arc::default(),
         };
         let limits = shared.limits.clone();
         let resolvers = Resolvers::start(limits.resolver_threads).map_err(HostError::thread("resolver threads"))?;
@@ -238,8 +246,12 @@ impl PluginHost {
             coordinator: settings.coordinator,
             preparing: Mutex::default(),
         });
+        if let Err(error) = inner.store.abandon_pushes(&inner.coordinator) {
+            tracing::warn!(%error, "pushes that the last stop has interrupted count as under way for some minutes");
+        }
         inner.learn_components(on_disk)?;
-        inner.restore()?;
+        let late = inner.restore()?;
+        restore::start(&inner, late).map_err(HostError::thread("the loading of plugins"))?;
         crate::folder::start_upkeep(&inner).map_err(HostError::thread("upkeep"))?;
         Ok(Self { inner })
     }
@@ -414,6 +426,11 @@ impl PluginHost {
         self.inner.shared.events.watch()
     }
 
+    /// How far the plugins are loaded that were not in force when this host was started.
+    pub fn late(&self) -> LateLoading {
+        self.inner.shared.late.progress()
+    }
+
     /// What became of compilations.
     pub fn compilations(&self) -> Compilations {
         self.inner.compiler.counts()
@@ -500,6 +517,11 @@ impl Inner {
         let partitions = state.partitions.iter().filter_map(of_tenant).collect();
         let snapshot = self.published.load().snapshot.next(&bound, partitions);
         self.published.store(Arc::new(Published { snapshot, bindings, artifacts: state.library.list() }));
+    }
+
+    /// The binding whose version answers for a tenant now.
+    pub(crate) fn in_force(&self, tenant: &TenantId, hook: Hook) -> Option<Arc<TenantBinding>> {
+        self.published.load().snapshot.in_force(tenant, hook)
     }
 
     pub(crate) fn limits(&self) -> &Limits {

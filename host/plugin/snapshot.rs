@@ -82,6 +82,14 @@ impl Threads {
 
     /// Asks the version in force.
     fn resolve(&self, binding: &Arc<TenantBinding>, question: ResolverQuestion) -> Pending<Asked<Verdict>> {
+        if binding.is_late() {
+            let (threads, binding) = (self.clone(), binding.clone());
+            return Box::pin(async move { threads.resolve_now(&ready(binding).await, question).await });
+        }
+        self.resolve_now(binding, question)
+    }
+
+    fn resolve_now(&self, binding: &Arc<TenantBinding>, question: ResolverQuestion) -> Pending<Asked<Verdict>> {
         self.apart(binding.clone(), bytes(&question), move |binding, answer| {
             let asked = binding.resolve(&question);
             let _ = answer.send(asked.clone());
@@ -113,6 +121,12 @@ impl Threads {
 }
 
 /// Bytes of the values that a question holds.
+/// What is in force once a plugin that is loaded after the start is there, or has been waited for.
+async fn ready(binding: Arc<TenantBinding>) -> Arc<TenantBinding> {
+    let late = binding.active.shared.late.clone();
+    late.ready(binding).await
+}
+
 fn bytes(question: &ResolverQuestion) -> usize {
     question.siblings.iter().map(|sibling| sibling.value.len()).sum()
 }
@@ -369,11 +383,18 @@ impl Hooks for TenantHooks {
     }
 
     fn policy_apart(&self, question: &PolicyQuestion<'_>) -> Option<Pending<Asked<PolicyAnswer>>> {
-        let binding = self.binding(Hook::ConsistencyPolicy).filter(|binding| binding.is_slow(question))?.clone();
-        let question = question.kept();
-        Some(self.threads.apart(binding, 0, move |binding, answer| {
+        let binding = self.binding(Hook::ConsistencyPolicy)?;
+        if !binding.is_late() && !binding.is_slow(question) {
+            return None;
+        }
+        let (threads, binding, question) = (self.threads.clone(), binding.clone(), question.kept());
+        let decide = move |binding: &TenantBinding, answer: oneshot::Sender<Asked<PolicyAnswer>>| {
             let _ = answer.send(binding.decide(&question.question()));
-        }))
+        };
+        if binding.is_late() {
+            return Some(Box::pin(async move { threads.apart(ready(binding).await, 0, decide).await }));
+        }
+        Some(threads.apart(binding, 0, decide))
     }
 
     fn policy_tried(&self, key: &Key, question: &PolicyQuestion<'_>) -> Option<Asked<PolicyAnswer>> {

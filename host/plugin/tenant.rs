@@ -20,6 +20,7 @@ use crate::fair::Full;
 use crate::fault::{Broken, Fault};
 use crate::guest::Serves;
 use crate::instance::{Instance, Program};
+use crate::late::Late;
 use crate::limit::{self, Limits};
 use crate::lines::Logs;
 use crate::metrics::Counters;
@@ -65,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) logs: Arc<Logs>,
     /// Bounds the warm instances of each tenant, and of all.
     pub(crate) warm: Arc<Warm>,
+    /// Plugins that are loaded after the start.
+    pub(crate) late: Arc<Late>,
 }
 
 /// Why a binding cannot answer at all: say, its component is missing.
@@ -76,6 +79,7 @@ impl LoadError {
     /// For whoever may see the binding. What failed of the host itself is in its log, with the names of files.
     pub(crate) fn shown(&self) -> String {
         match &self.0 {
+            late @ PluginError::Late => late.to_string(),
             PluginError::Host(_) | PluginError::Store(_) => {
                 "cannot be loaded: this coordinator's own disk or store failed; its log says how".to_owned()
             }
@@ -103,6 +107,11 @@ impl ActiveBinding {
     pub(crate) fn event(&self, kind: EventKind, tenant: Option<TenantId>, detail: impl Into<String>) {
         let event = Event::new(kind, detail).of(self.version.digest, &*self.version.plugin).at(tenant, self.hook);
         self.shared.events.emit(event);
+    }
+
+    /// Whether its plugin is still to be loaded since the start.
+    pub(crate) fn is_late(&self) -> bool {
+        matches!(self.primary, Err(LoadError(PluginError::Late)))
     }
 
     fn totals(&self) -> &Counters {
@@ -388,7 +397,11 @@ impl TenantBinding {
 
     /// Why the component cannot be loaded is for operators: it may name files and stores.
     fn not_loaded<T>(&self) -> Asked<T> {
-        self.refuse(FaultKind::NotLoaded, "cannot be loaded; the list of bindings says why")
+        let why = match self.is_late() {
+            true => "is still being loaded since the coordinator was started",
+            false => "cannot be loaded; the list of bindings says why",
+        };
+        self.refuse(FaultKind::NotLoaded, why)
     }
 
     fn refuse<T>(&self, kind: FaultKind, reason: &str) -> Asked<T> {
@@ -441,6 +454,11 @@ impl TenantBinding {
         let version = &self.active.version;
         let plugin = version.plugin.split('@').next().unwrap_or_default().to_owned();
         More { hook: self.active.hook, plugin, tenant: self.tenant.clone(), counts: self.tally.take() }
+    }
+
+    /// Whether its plugin is still to be loaded since the start.
+    pub(crate) fn is_late(&self) -> bool {
+        self.active.is_late()
     }
 
     /// The tenant, for whose questions there is a queue.

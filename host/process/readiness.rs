@@ -15,6 +15,7 @@ use super::signal::stopped;
 use super::world::Real;
 use crate::console::{self, Ready};
 use witan_peer::{Connect, Lanes};
+use witan_plugin::{LateLoading, PluginHost};
 use witan_upkeep::Healing;
 
 /// Largest difference between wall clocks, microseconds; beyond it, one coordinator's stamps push those of others too far ahead.
@@ -24,15 +25,31 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How often the metrics are updated.
 const LOOK: Duration = Duration::from_secs(10);
 
+/// The metadata store, as readiness depends on it.
+pub(super) struct Store {
+    pub(super) metadata: Arc<dyn Metadata>,
+    /// It has a clock of its own, and not this machine's.
+    pub(super) has_clock: bool,
+}
+
+/// What is said while large plugins are loaded after the start.
+fn late(LateLoading { left, of }: LateLoading) -> Option<String> {
+    (left > 0).then(|| {
+        format!(
+            "{left} of {of} bindings of large plugins are still being loaded since the start; their questions wait for a second, and are \
+             then answered as the bindings say for faults"
+        )
+    })
+}
+
 /// Decides whether a coordinator should receive traffic.
 pub(super) struct Readiness<C: Clock, N: Connect> {
-    metadata: Arc<dyn Metadata>,
-    /// The metadata store has a clock of its own.
-    has_clock: bool,
+    store: Store,
     lanes: Arc<Lanes<C, N>>,
     clock: C,
     room: Arc<Room>,
     healing: Arc<Healing<Real>>,
+    plugins: PluginHost,
     /// True once it has been ready: then it has cached tenants, and serves them while the metadata store is unavailable.
     has_been: AtomicBool,
     ready: Gauge,
@@ -40,26 +57,25 @@ pub(super) struct Readiness<C: Clock, N: Connect> {
 }
 
 impl<C: Clock, N: Connect> Readiness<C, N> {
-    /// `has_clock`: the metadata store has a clock of its own, and not this machine's.
     pub(super) fn new(
-        metadata: Arc<dyn Metadata>,
-        has_clock: bool,
+        store: Store,
         lanes: Arc<Lanes<C, N>>,
         clock: C,
         room: Arc<Room>,
         healing: Arc<Healing<Real>>,
+        plugins: PluginHost,
         registry: &mut Registry,
     ) -> Arc<Self> {
         let (ready, store_up) = (Gauge::default(), Gauge::default());
         registry.register("witan_ready", "1 while this coordinator should receive traffic", ready.clone());
         registry.register("witan_metadata_store_up", "1 while the metadata store answers", store_up.clone());
         Arc::new(Self {
-            metadata,
-            has_clock,
+            store,
             lanes,
             clock,
             room,
             healing,
+            plugins,
             has_been: AtomicBool::new(false),
             ready,
             store_up,
@@ -82,12 +98,12 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
         if reachable * 2 <= nodes {
             ready.reasons.push(format!("{reachable} of {nodes} storage nodes can be reached"));
         }
-        let answer = tokio::time::timeout(PATIENCE, self.metadata.now_ms()).await;
+        let answer = tokio::time::timeout(PATIENCE, self.store.metadata.now_ms()).await;
         let answer = answer.unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {PATIENCE:?}"))));
         self.store_up.set(answer.is_ok().into());
         let clocks = Clocks::of(&self.lanes.clocks_ahead());
         match answer {
-            Ok(_) if !self.has_clock && let Some(own) = clocks.own() => ready.reasons.push(own),
+            Ok(_) if !self.store.has_clock && let Some(own) = clocks.own() => ready.reasons.push(own),
             Ok(now_ms) => {
                 let apart = self.clock.wall_micros().abs_diff(now_ms.saturating_mul(1000));
                 if apart > CLOCK_BOUND_MICROS {
@@ -113,6 +129,7 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
             Some(format!("storage node {node} has another store than before: {advice}{more}"))
         }));
         ready.notes.extend(self.healing.notes());
+        ready.notes.extend(late(self.plugins.late()));
         ready.notes.extend(self.lanes.failed().into_iter().map(|(node, reason)| {
             format!("the store of storage node {node} has failed: {reason}; check its disk, then restart the node")
         }));
@@ -127,7 +144,7 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
             return None;
         }
         // What it does not answer is reported already.
-        let changes = tokio::time::timeout(PATIENCE, self.metadata.changes(u64::MAX)).await.ok()?.ok()?;
+        let changes = tokio::time::timeout(PATIENCE, self.store.metadata.changes(u64::MAX)).await.ok()?.ok()?;
         (changes.revision < fence).then(|| {
             format!(
                 "METADATA_BEHIND: the metadata store is at revision {}, and storage nodes have fences of changes up to {fence}: an \

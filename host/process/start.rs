@@ -25,7 +25,7 @@ use super::formats::Formats;
 use super::lines::LOST;
 use super::live::Changing;
 use super::nodes::watch_nodes;
-use super::readiness::Readiness;
+use super::readiness::{Readiness, Store};
 use super::reload::Reloads;
 use super::room::Room;
 use super::secured::Secured;
@@ -148,10 +148,9 @@ pub async fn start(
     let (incoming, admin_incoming) =
         secured.listen((listener, config.grpc.clone()), (admin_listener, config.http.clone()), &mut registry);
     let room = Room::new(parts.idempotency.clone(), &config.data_dir, &mut registry);
-    let (metadata, lanes) = (Arc::clone(&member.metadata), Arc::clone(&parts.lanes));
-    let has_clock = config.shared.postgres.is_some();
-    let healing = Arc::clone(&parts.healing);
-    let readiness = Readiness::new(metadata, has_clock, lanes, parts.clock, room, healing, &mut registry);
+    let store = Store { metadata: Arc::clone(&member.metadata), has_clock: config.shared.postgres.is_some() };
+    let (lanes, healing, plugins) = (Arc::clone(&parts.lanes), Arc::clone(&parts.healing), parts.plugins.clone());
+    let readiness = Readiness::new(store, lanes, parts.clock, room, healing, plugins, &mut registry);
     parts.reach_nodes(Arc::clone(&member.metadata), stop.clone()).await;
     tokio::spawn(Arc::clone(&readiness).watch(stop.clone()));
 

@@ -10,8 +10,8 @@ use witan_kernel::class::Class;
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{
     Answer, Artifact, BindingChange, BindingOnRecord, CandidateReport, Component, CoordinatorOnRecord, Digest,
-    HistoryEntry, Metadata, Migration, PAGE, PlacementChange, PluginStore, RecordText, Saved, SigningKey, Slot,
-    StoreError,
+    HistoryEntry, Metadata, Migration, PAGE, PlacementChange, PluginStore, PushBegun, PushOnRecord, RecordText, Saved,
+    SigningKey, Slot, StoreError,
 };
 use witan_kernel::sync::lock;
 
@@ -130,6 +130,22 @@ impl PluginStore for StoredPlugins {
 
     fn count_compilation(&self, tenant: &TenantId) -> Result<Option<u64>, StoreError> {
         self.wait(self.metadata.count_compilation(tenant))
+    }
+
+    fn begin_push(&self, push: PushOnRecord) -> Result<PushBegun, StoreError> {
+        self.wait(self.metadata.begin_push(push))
+    }
+
+    fn step_push(&self, push: PushOnRecord) -> Result<bool, StoreError> {
+        self.wait(self.metadata.step_push(push))
+    }
+
+    fn push(&self, owner: Option<&TenantId>, digest: Digest) -> Result<Option<PushOnRecord>, StoreError> {
+        self.wait(self.metadata.push(owner, digest))
+    }
+
+    fn abandon_pushes(&self, worker: &NodeId) -> Result<(), StoreError> {
+        self.wait(self.metadata.abandon_pushes(worker))
     }
 
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {

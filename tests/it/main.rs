@@ -41,6 +41,7 @@ mod kit;
 mod placement;
 mod plugin_logs;
 mod previous;
+mod pushes;
 mod repeated;
 mod resolvers;
 mod shared;

@@ -2,7 +2,7 @@
 
 use super::{
     Answer, ArtifactStore, BindingStore, ChangeLog, ClassStore, FenceStore, LeaseStore, MigrationStore, PlacementStore,
-    SecretStore, SigningKeyStore, TenantStore, TokenStore, UpkeepClaims,
+    PushStore, SecretStore, SigningKeyStore, TenantStore, TokenStore, UpkeepClaims,
 };
 
 /// Facts about the store itself.
@@ -15,8 +15,8 @@ pub trait StoreFacts: Send + Sync + 'static {
 }
 
 /// The whole metadata store: tenants, placement and its changes, coordinator leases, plugin artifacts and bindings, API tokens, secrets,
-/// signing keys, grants of classes, claims of upkeep, and the log of changes to all but the latter three. Object safe; whoever needs one
-/// subject should take that subject's trait.
+/// signing keys, grants of classes, pushes, claims of upkeep, and the log of changes to all but the latter four. Object safe; whoever needs
+/// one subject should take that subject's trait.
 pub trait Metadata:
     StoreFacts
     + ChangeLog
@@ -31,6 +31,7 @@ pub trait Metadata:
     + SecretStore
     + SigningKeyStore
     + ClassStore
+    + PushStore
     + UpkeepClaims
 {
 }
@@ -50,6 +51,7 @@ impl<T> Metadata for T where
         + SigningKeyStore
         + ClassStore
         + ClassStore
+        + PushStore
         + UpkeepClaims
 {
 }

@@ -3,11 +3,11 @@
 use bytes::Bytes;
 
 use super::{
-    Answer, Artifact, BindingOnRecord, CandidateReport, Digest, HistoryEntry, Migration, PlacementChange, RecordText,
-    SigningKey, Slot, StoreError,
+    Answer, Artifact, BindingOnRecord, CandidateReport, Digest, HistoryEntry, Migration, PlacementChange, PushBegun,
+    PushOnRecord, RecordText, SigningKey, Slot, StoreError,
 };
 #[cfg(doc)]
-use super::{ArtifactStore, ClassStore, MigrationStore};
+use super::{ArtifactStore, ClassStore, MigrationStore, PushStore};
 use crate::class::Class;
 use crate::name::{NodeId, TenantId};
 
@@ -42,6 +42,18 @@ pub trait PluginStore: Send + Sync + 'static {
 
     /// Counts a compilation for a tenant, as [`ClassStore::count_compilation`] does.
     fn count_compilation(&self, tenant: &TenantId) -> Result<Option<u64>, StoreError>;
+
+    /// Records a push that begins, as [`PushStore::begin_push`] does.
+    fn begin_push(&self, push: PushOnRecord) -> Result<PushBegun, StoreError>;
+
+    /// Records how far a push has come, as [`PushStore::step_push`] does.
+    fn step_push(&self, push: PushOnRecord) -> Result<bool, StoreError>;
+
+    /// A push, as [`PushStore::push`] shows it.
+    fn push(&self, owner: Option<&TenantId>, digest: Digest) -> Result<Option<PushOnRecord>, StoreError>;
+
+    /// Gives up what this coordinator was working on, as [`PushStore::abandon_pushes`] does.
+    fn abandon_pushes(&self, worker: &NodeId) -> Result<(), StoreError>;
 
     /// Every binding. None of them counts as read: a thread may be about to change one of them, from an earlier version.
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError>;

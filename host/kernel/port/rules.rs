@@ -7,8 +7,8 @@ use super::{
     ADDRESS_BYTES, ARTIFACT_BYTES, BINDING_RECORD_BYTES, BINDINGS, BindingChange, CAPABILITIES_BYTES, CHANGES,
     COORDINATORS, CandidateReport, Changed, Claim, Component, CoordinatorOnRecord, Digest, HISTORY_ENTRY_BYTES,
     HOST_BYTES, LEASE_MS, NODES, PAGE, PLUGIN_CLASS_REASON_BYTES, PLUGIN_NAME_BYTES, PLUGIN_SOURCE_BYTES,
-    PLUGIN_VERSION_BYTES, REPORT_BYTES, Slot, Source, StorageNode, StoreError, TOKEN_ID_BYTES, TOKEN_LABEL_BYTES,
-    TOKENS, Token, VERSION_BYTES,
+    PLUGIN_VERSION_BYTES, PUSH_REASON_BYTES, PushOnRecord, REPORT_BYTES, Slot, Source, StorageNode, StoreError,
+    TOKEN_ID_BYTES, TOKEN_LABEL_BYTES, TOKENS, Token, VERSION_BYTES,
 };
 use super::{SIGNING_KEY_ID_BYTES, SIGNING_KEYS, SigningKey};
 use crate::capability::{CANDIDATES, CLASSES, GENERATIONS, MAINTENANCE, MOVES, OWNERS, SMALL_RECORDS, ZONES};
@@ -308,6 +308,17 @@ pub fn not_owned(why: &NotOwned) -> StoreError {
 pub fn granted_class(class: Class) -> Result<(), StoreError> {
     if class.is_for_all() {
         return Err(StoreError::Refused(format!("every tenant has class {class}; it is neither granted nor revoked")));
+    }
+    Ok(())
+}
+
+/// Checks what is recorded of a push.
+pub fn push(push: &PushOnRecord) -> Result<(), StoreError> {
+    if push.reason.len() > PUSH_REASON_BYTES {
+        let bytes = push.reason.len();
+        return Err(StoreError::Refused(format!(
+            "the reason of a push has {bytes} bytes; at most {PUSH_REASON_BYTES}"
+        )));
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ mod classes;
 mod fences;
 mod migrations;
 mod owners;
+mod pushes;
 mod upkeep;
 pub use upkeep::duties_are_bounded;
 
@@ -69,7 +70,7 @@ fn slot(tenant: Option<&str>, hook: Hook) -> Slot {
 /// The whole contract, on an empty store.
 pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert!(metadata.now_ms().await.expect("the time") > 1_700_000_000_000);
-    assert_eq!(metadata.schema_version().await, Ok(15));
+    assert_eq!(metadata.schema_version().await, Ok(16));
     secrets(metadata).await;
     tenants(metadata).await;
     pages_of_tenants(metadata).await;
@@ -83,6 +84,7 @@ pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     artifacts(metadata).await;
     owners::all(metadata).await;
     classes::all(metadata).await;
+    pushes::all(metadata).await;
     binding_records(metadata).await;
     tokens(metadata).await;
     each_change_is_listed(metadata).await;

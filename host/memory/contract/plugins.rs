@@ -5,8 +5,9 @@ use witan_kernel::class::Class;
 use witan_kernel::hook::Hook;
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{
-    Artifact, CandidateReport, Digest, HISTORY_ENTRIES, HISTORY_ENTRY_BYTES, HistoryEntry, PluginStore, REPORT_BYTES,
-    REPORTS_KEPT_MS, RecordText, Saved, Slot, Source, StoreError, TENANT_COMPILATIONS, TENANT_COMPILATIONS_MS,
+    Artifact, CandidateReport, Digest, HISTORY_ENTRIES, HISTORY_ENTRY_BYTES, HistoryEntry, PluginStore, PushBegun,
+    PushOnRecord, PushState, REPORT_BYTES, REPORTS_KEPT_MS, RecordText, Saved, Slot, Source, StoreError,
+    TENANT_COMPILATIONS, TENANT_COMPILATIONS_MS,
 };
 
 fn artifact(bytes: &Bytes, source: Source) -> Artifact {
@@ -40,6 +41,7 @@ pub fn all(one: &dyn PluginStore, other: &dyn PluginStore) {
     preparations(one, other);
     owners(one, other);
     classes(one, other);
+    pushes(one, other);
 }
 
 fn components(one: &dyn PluginStore, other: &dyn PluginStore) {
@@ -69,6 +71,24 @@ fn classes(one: &dyn PluginStore, other: &dyn PluginStore) {
     let later = other.count_compilation(&tenant).expect("counted").expect("not now");
     assert!((1..=TENANT_COMPILATIONS_MS).contains(&later), "{later}");
     assert_eq!(other.count_compilation(&next), Ok(None));
+}
+
+fn pushes(one: &dyn PluginStore, other: &dyn PluginStore) {
+    let bytes = Bytes::from_static(b"pushed");
+    let (artifact, worker) = (artifact(&bytes, Source::Upload), NodeId::new("one").expect("valid"));
+    let (digest, reason, state) = (artifact.digest, String::new(), PushState::Staged);
+    let push = PushOnRecord { owner: None, digest, size: 6, state, reason, worker: worker.clone(), since_ms: 0 };
+    let seen = |store: &dyn PluginStore| store.push(None, digest).expect("read").map(|push| push.state);
+    assert_eq!(one.begin_push(push.clone()), Ok(PushBegun::Begun));
+    assert!(matches!(other.begin_push(push.clone()), Ok(PushBegun::UnderWay(_))));
+    assert_eq!(one.step_push(PushOnRecord { state: PushState::Compiling, ..push.clone() }), Ok(true));
+    assert_eq!(seen(other), Some(PushState::Compiling));
+    other.abandon_pushes(&worker).expect("abandoned");
+    assert_eq!(seen(one), Some(PushState::Refused));
+    assert_eq!(other.begin_push(push), Ok(PushBegun::Begun));
+    one.keep(&artifact, &bytes).expect("stored");
+    assert_eq!(seen(other), Some(PushState::Ready));
+    one.forget(None, digest).expect("removed");
 }
 
 fn bindings(one: &dyn PluginStore, other: &dyn PluginStore) {

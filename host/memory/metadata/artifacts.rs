@@ -41,11 +41,13 @@ impl State {
 
 impl ArtifactStore for MemoryMetadata {
     fn put_artifact(&self, component: Component) -> Answer<()> {
+        let now_ms = self.clock.wall_ms();
         self.answer(move |state| {
             rules::component(&component)?;
             let key = (component.artifact.digest, component.artifact.owner.clone());
             let signed_by = component.artifact.signed_by.clone();
             if let Some(known) = state.artifacts.get_mut(&key) {
+                state.pushes.stored(key.1.as_ref(), key.0, now_ms);
                 if signed_by.is_some() && known.artifact.signed_by != signed_by {
                     known.artifact.signed_by = signed_by;
                     state.changed(Changed::Artifacts);
@@ -55,6 +57,7 @@ impl ArtifactStore for MemoryMetadata {
             let all = state.artifacts.values().map(|component| &component.artifact);
             owners::may_own(&component.artifact, all).map_err(|why| rules::not_owned(&why))?;
             let artifact = Artifact { size: component.bytes.len() as u64, ..component.artifact };
+            state.pushes.stored(key.1.as_ref(), key.0, now_ms);
             state.artifacts.insert(key, Component { artifact, ..component });
             state.changed(Changed::Artifacts);
             Ok(())

@@ -80,6 +80,7 @@ impl TenantStore for MemoryMetadata {
             state.forget_artifacts_of(&id);
             state.class_grants.retain(|(of, _), _| *of != id);
             state.compilations.remove(&id);
+            state.pushes.forget_of(&id);
             state.tenant_changed(&before, &deleted, fenced);
             Ok(deleted)
         })

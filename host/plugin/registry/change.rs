@@ -269,6 +269,7 @@ impl Inner {
             let artifact = state.library.get(version.digest)?;
             Some(plan(program, artifact, &version.configuration))
         });
+        let is_late = matches!(primary, Err(LoadError(PluginError::Late)));
         let active = ActiveBinding {
             tenant: record.tenant.clone(),
             hook: record.hook,
@@ -277,7 +278,8 @@ impl Inner {
             fallback,
             counters: Arc::new(Counters::logging_to(self.shared.logs.of(&slot))),
             shared: self.shared.clone(),
-            is_quiet: false,
+            // It is replaced by itself once it is loaded.
+            is_quiet: is_late,
         };
         LiveBinding {
             record: Arc::new(record),

@@ -8,9 +8,9 @@ use witan_kernel::name::TenantId;
 use witan_kernel::port::{Slot, StoreError};
 use witan_kernel::sync::lock;
 
+use super::Inner;
 use super::change::plan;
 use super::library::{Artifact, find};
-use super::{Inner, LiveBinding};
 use crate::binding::{self, BindingRecord, Reference, SlotRecord};
 use crate::digest::Digest;
 use crate::error::PluginError;
@@ -45,24 +45,6 @@ impl Inner {
             }
         }
         self.fetch(kept, &|digest| is_there.contains(&digest))
-    }
-
-    /// At the start: puts the stored bindings in force. One that cannot be loaded is in force too, and answers with faults.
-    pub(super) fn restore(&self) -> Result<(), PluginError> {
-        for record in binding::stored(self.store.as_ref())? {
-            let (primary, kept) = self.load(&record);
-            let mut state = lock(&self.state);
-            if let (Some(bound), Some(primary)) = (record.bound, primary) {
-                let live = self.live_binding(&state, bound, primary);
-                let candidate = record.candidate.map(|it| self.candidate(&state, &record.slot, None, it));
-                state.bindings.insert(record.slot.clone(), LiveBinding { candidate, ..live });
-            }
-            let none = self.set_partitions(&mut state, &record.slot, record.partitions);
-            drop(state);
-            drop((kept, none));
-        }
-        self.publish(&lock(&self.state));
-        Ok(())
     }
 
     /// After the first scan of the folder: finds what bindings must not follow, because another coordinator has, or had, a newer file.
@@ -157,7 +139,7 @@ impl Inner {
     }
 
     /// Loads the programs of earlier versions that are not in memory: a rollback did without them.
-    fn hold_earlier(&self, slot: &Slot) -> Result<(), PluginError> {
+    pub(super) fn hold_earlier(&self, slot: &Slot) -> Result<(), PluginError> {
         let missing: Vec<Digest> = {
             let state = lock(&self.state);
             let live = state.bindings.get(slot);
@@ -233,7 +215,7 @@ impl Inner {
         (primary, record.digests().filter_map(|digest| self.program(digest).ok()).map(|kept| kept.0).collect())
     }
 
-    fn load_current(&self, record: &BindingRecord) -> Result<Plan, LoadError> {
+    pub(super) fn load_current(&self, record: &BindingRecord) -> Result<Plan, LoadError> {
         let primary = match self.program(record.current.digest) {
             Ok((program, artifact)) => Ok(plan(&program, &artifact, &record.current.configuration)),
             Err(error) => Err(LoadError(error)),
@@ -259,7 +241,7 @@ impl Inner {
     }
 
     /// Makes the known components those of the store.
-    fn sync_components(&self) -> Result<(), PluginError> {
+    pub(super) fn sync_components(&self) -> Result<(), PluginError> {
         if !self.store.is_shared() {
             return Ok(());
         }

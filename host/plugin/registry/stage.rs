@@ -67,7 +67,7 @@ impl Inner {
         self.stage(&push, Source::File(name), compiler_wait()).map(|_| ())
     }
 
-    fn owned(&self, owner: Option<&TenantId>, digest: Digest) -> Option<Artifact> {
+    pub(super) fn owned(&self, owner: Option<&TenantId>, digest: Digest) -> Option<Artifact> {
         lock(&self.state).library.of(owner, digest).cloned()
     }
 

@@ -33,6 +33,7 @@ const SQLITE: &[File] = files!("sqlite":
     (13, "candidates", "0013_candidates.sql"),
     (14, "plugin owners", "0014_plugin_owners.sql"),
     (15, "plugin classes", "0015_plugin_classes.sql"),
+    (16, "plugin pushes", "0016_plugin_pushes.sql"),
 );
 
 const POSTGRES: &[File] = files!("postgres":
@@ -51,6 +52,7 @@ const POSTGRES: &[File] = files!("postgres":
     (13, "candidates", "0013_candidates.sql"),
     (14, "plugin owners", "0014_plugin_owners.sql"),
     (15, "plugin classes", "0015_plugin_classes.sql"),
+    (16, "plugin pushes", "0016_plugin_pushes.sql"),
 );
 
 /// The migrations of an SQLite database.
@@ -132,7 +134,8 @@ mod tests {
                 "7ba944f5824a12d6",
                 "d0b1b7758a1950d4",
                 "bb0c5c573044a4f2",
-                "3275b47af89e1f37"
+                "3275b47af89e1f37",
+                "46cb704ab9c5657d"
             ]
         );
         assert_eq!(
@@ -152,7 +155,8 @@ mod tests {
                 "884cf9df73a12b50",
                 "faeb8e52c7930ded",
                 "e2527a39e8451dd1",
-                "f77786e9fecd8f71"
+                "f77786e9fecd8f71",
+                "673c0853faece626"
             ]
         );
     }

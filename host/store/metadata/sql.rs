@@ -28,6 +28,7 @@ mod leases;
 mod leftovers;
 mod migrations;
 mod placement;
+mod pushes;
 mod references;
 mod rings;
 mod row;

@@ -391,3 +391,28 @@ async fn the_command_line_signs_and_manages_keys() {
     let configured = witan(&["plugin", "keys", "remove", "base"]).output().expect("run witan");
     assert!(!configured.status.success());
 }
+
+#[tokio::test]
+async fn a_tenants_pushes_that_nobody_waits_for_are_bounded_too() {
+    let Scene { guarded: _guarded, acme, other, .. } = Scene::start("").await;
+    let sum = "(i32.add (local.get 0) (i32.mul (local.get 0) ".repeat(40) + "(local.get 0)" + &"))".repeat(40);
+    let function = format!("(func (param i32) (result i32) {sum})");
+    let slow = |number: usize| {
+        let guest = Guest::policy(&format!("slow-{number}"), 1);
+        guest.with(|guest| guest.fields += &function.repeat(1500)).build()
+    };
+    let components: Vec<Vec<u8>> = (0..5).map(slow).collect();
+    let manifest = |tenant: &str| v1::UploadPluginManifest {
+        tenant_id: tenant.to_owned(),
+        wait: Some(false),
+        ..Default::default()
+    };
+    for component in &components[..4] {
+        let begun = acme.send(manifest("acme"), component).await.expect("begun");
+        assert_eq!(begun.state, "staged");
+    }
+    let fifth = acme.send(manifest("acme"), &components[4]).await;
+    assert_eq!(refused(fifth), because(Code::ResourceExhausted, "OVERLOADED"), "each holds a place until it has ended");
+    let elsewhere = other.send(manifest("other"), &policy("own", 1)).await.expect("another tenant has its own share");
+    assert!(refused(acme.get("acme", &elsewhere.digest).await).0 == Code::NotFound, "and nobody else's are seen");
+}

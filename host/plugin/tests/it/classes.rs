@@ -192,7 +192,7 @@ async fn the_warm_instances_of_a_tenant_are_bounded_by_their_bytes() {
 }
 
 impl World {
-    fn grant(&self, to: &str, granted: bool) {
+    pub(crate) fn grant(&self, to: &str, granted: bool) {
         self.store.set_class(&tenant(to), Class::Interpreted, granted);
     }
 }

@@ -9,19 +9,22 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use witan_kernel::class::Class;
-use witan_kernel::hook::Hook;
-use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::hook::{Asked, Hook, Plugins, ResolverQuestion, Sibling};
+use witan_kernel::name::{Key, NodeId, TenantId};
 use witan_kernel::port::{
-    Artifact, BindingOnRecord, CandidateReport, HistoryEntry, Migration, PlacementChange, PluginStore, RecordText,
-    Saved, SigningKey, Slot, StoreError,
+    Artifact, BindingOnRecord, CandidateReport, HistoryEntry, Migration, PlacementChange, PluginStore, PushBegun,
+    PushOnRecord, RecordText, Saved, SigningKey, Slot, StoreError,
 };
 use witan_memory::MemoryPlugins;
 use witan_plugin::event::{Event, EventKind};
 use witan_plugin::history::Author;
-use witan_plugin::{BindRequest, Digest, Limits, OnFault, PluginError, PluginHost, Reference, Settings};
+use witan_plugin::{
+    BindRequest, Digest, LateLoading, Limits, OnFault, PluginError, PluginHost, Reference, Settings, limit,
+};
 
+use crate::classes::large;
 use crate::guest::Guest;
-use crate::{COMPILER, LONG, World, ample, place, tenant, wait_for, wait_for_kind};
+use crate::{COMPILER, LONG, World, ample, place, question, reason, required, tenant, wait_for, wait_for_kind};
 
 const POLICY: Hook = Hook::ConsistencyPolicy;
 
@@ -48,6 +51,8 @@ struct Observed {
     read: UnboundedSender<Slot>,
     keeping: UnboundedSender<()>,
     gate: Mutex<Option<Receiver<()>>>,
+    /// What the next read of a binding waits for.
+    reading: Mutex<Option<Receiver<()>>>,
     /// Live coordinators, and whether they know candidates.
     others: Mutex<Vec<(NodeId, bool)>>,
 }
@@ -89,12 +94,32 @@ impl PluginStore for Observed {
         self.store.count_compilation(tenant)
     }
 
+    fn begin_push(&self, push: PushOnRecord) -> Result<PushBegun, StoreError> {
+        self.store.begin_push(push)
+    }
+
+    fn step_push(&self, push: PushOnRecord) -> Result<bool, StoreError> {
+        self.store.step_push(push)
+    }
+
+    fn push(&self, owner: Option<&TenantId>, digest: Digest) -> Result<Option<PushOnRecord>, StoreError> {
+        self.store.push(owner, digest)
+    }
+
+    fn abandon_pushes(&self, worker: &NodeId) -> Result<(), StoreError> {
+        self.store.abandon_pushes(worker)
+    }
+
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {
         self.store.bindings()
     }
 
     fn binding(&self, slot: &Slot) -> Result<Option<BindingOnRecord>, StoreError> {
         let _ = self.read.send(slot.clone());
+        let gate = self.reading.lock().unwrap().take();
+        if let Some(gate) = gate {
+            gate.recv().unwrap();
+        }
         self.store.binding(slot)
     }
 
@@ -143,7 +168,7 @@ impl PluginStore for Observed {
 
 /// A host on an observed store, with a binding of tenant "quick" that can be rolled back twice.
 struct Scene {
-    _dir: TempDir,
+    dir: TempDir,
     host: PluginHost,
     store: Arc<Observed>,
     read: UnboundedReceiver<Slot>,
@@ -159,10 +184,17 @@ impl Scene {
         let dir = tempfile::tempdir().unwrap();
         let ((read, reads), (keeping, keeps)) = (unbounded_channel(), unbounded_channel());
         let store = MemoryPlugins::default().seat();
-        let store = Arc::new(Observed { store, read, keeping, gate: Mutex::default(), others: Mutex::default() });
+        let store = Arc::new(Observed {
+            store,
+            read,
+            keeping,
+            gate: Mutex::default(),
+            reading: Mutex::default(),
+            others: Mutex::default(),
+        });
         let settings = Settings { folder: None, ..crate::settings(&dir, limits, COMPILER) };
         let host = PluginHost::start(settings, store.clone()).unwrap();
-        let mut scene = Self { _dir: dir, host, store, read: reads, keeping: keeps };
+        let mut scene = Self { dir, host, store, read: reads, keeping: keeps };
         for required in 1..=3 {
             let digest = scene.stage(Guest::policy("pol", required).build()).await;
             scene.host.bind(bind("quick", digest)).await.unwrap();
@@ -343,4 +375,39 @@ async fn coordinators_that_do_not_load_a_version_in_time_are_named() {
     let refused = scene.host.bind(bind("quick", digest)).await.unwrap_err();
     assert!(matches!(&refused, PluginError::NotReady(why) if why.contains("silent")), "{refused:?}");
     assert_ne!(scene.host.bindings()[0].record.current.digest, digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_does_not_wait_for_a_large_plugin_and_its_questions_do() {
+    let scene = Scene::new().await;
+    scene.store.store.set_class(&tenant("wide"), Class::Interpreted, true);
+    let digest = scene.stage(large(Guest::resolver("wide"), 2 << 20).build()).await;
+    let resolver = BindRequest { hook: Hook::ConflictResolver, ..bind("wide", digest) };
+    scene.host.bind(resolver).await.unwrap();
+    let Scene { dir, host, store, .. } = scene;
+    drop(host);
+    let (open, gate) = channel();
+    *store.reading.lock().unwrap() = Some(gate);
+    let settings = Settings { folder: None, ..crate::settings(&dir, ample(), COMPILER) };
+    let host = PluginHost::start(settings, store.clone()).unwrap();
+    let sibling = |value: &'static [u8]| Sibling { value: value.into(), time: 1 };
+    let conflict = || ResolverQuestion { key: Key::new("any").unwrap(), siblings: vec![sibling(b"a"), sibling(b"b")] };
+    let ask = || host.hooks(&tenant("wide")).resolve(conflict());
+
+    assert_eq!(host.late(), LateLoading { left: 1, of: 1 });
+    assert_eq!(required(&host.hooks(&tenant("quick")).policy(&question(1))), 3, "others are in force");
+    let broken = |host: &PluginHost| host.bindings().iter().filter_map(|binding| binding.broken.clone()).next();
+    assert!(broken(&host).is_some_and(|why| why.contains("still being loaded")));
+    let began = Instant::now();
+    let early = reason(ask().await);
+    assert!(began.elapsed() >= limit::LATE_WAIT && early.contains("still being loaded"), "{early}");
+    let waits = ask();
+    open.send(()).unwrap();
+    let mut asked = waits.await;
+    // On a machine that is very busy it takes longer than a question waits.
+    while matches!(asked, Asked::Faulted { .. }) && began.elapsed() < LONG {
+        asked = ask().await;
+    }
+    assert!(matches!(asked, Asked::Answered { .. }), "{asked:?}");
+    assert_eq!((broken(&host), host.late().left), (None, 0));
 }

@@ -16,6 +16,8 @@ mod lanes;
 mod life;
 mod lines;
 mod owners;
+mod push;
+mod restart;
 mod share;
 mod signed;
 mod swap;

@@ -10,7 +10,7 @@ use witan_kernel::port::{
 
 use super::db::{Db, Value};
 use super::row::{Row, damaged};
-use super::{Driver, SqlMetadata, changes, references};
+use super::{Driver, SqlMetadata, changes, pushes, references};
 
 impl<D: Driver> ArtifactStore for SqlMetadata<D> {
     fn put_artifact(&self, component: Component) -> Answer<()> {
@@ -34,6 +34,7 @@ impl<D: Driver> ArtifactStore for SqlMetadata<D> {
 async fn put(db: &mut Db, component: Component) -> Result<(), StoreError> {
     rules::component(&component)?;
     let Component { artifact, bytes } = &component;
+    pushes::stored(db, artifact.owner.as_ref(), artifact.digest).await?;
     let all = list(db, None, u64::MAX).await?;
     if let Some(known) = all.iter().find(|known| known.digest == artifact.digest && known.owner == artifact.owner) {
         return sign_again(db, known, artifact).await;

@@ -6,7 +6,7 @@ use super::db::Db;
 use super::{Driver, SqlMetadata};
 
 /// The newest migration that this program knows.
-const SCHEMA: u64 = 15;
+const SCHEMA: u64 = 16;
 
 impl<D: Driver> SqlMetadata<D> {
     /// Checks that this program knows the store's schema well enough to work on it.

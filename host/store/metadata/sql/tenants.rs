@@ -8,7 +8,7 @@ use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, Rea
 
 use super::db::{Db, Value};
 use super::row::Row;
-use super::{Driver, SqlMetadata, artifacts, changes, classes, fences, leftovers, rings};
+use super::{Driver, SqlMetadata, artifacts, changes, classes, fences, leftovers, pushes, rings};
 
 impl<D: Driver> TenantStore for SqlMetadata<D> {
     fn create_tenant(&self, tenant: Tenant) -> Answer<Tenant> {
@@ -120,6 +120,7 @@ async fn delete(db: &mut Db, id: TenantId, version: u64, now_ms: u64, fenced: bo
     leftovers::forget_of_tenant(db, &id).await?;
     artifacts::forget_of_tenant(db, &id).await?;
     classes::forget_of_tenant(db, &id).await?;
+    pushes::forget_of_tenant(db, &id).await?;
     replace(db, &stored, stored.deleted(now_ms), fenced).await
 }
 
