@@ -94,4 +94,22 @@ mod tests {
         }
         assert_ne!(seed(&[b"ab", b"c"]), seed(&[b"a", b"bc"]));
     }
+
+    #[test]
+    fn pauses_of_one_seed_are_spread_too() {
+        for seed in [0, u64::MAX] {
+            let second = Duration::from_secs(1);
+            let mut backoff = Backoff::new(second, second, seed);
+            let pauses: std::collections::BTreeSet<Duration> = (0..100).map(|_| backoff.failed()).collect();
+            assert_eq!(pauses.len(), 100, "{seed:x}");
+        }
+    }
+
+    /// The first numbers of SplitMix64, whose state begins with 0 and grows by the constant.
+    #[test]
+    fn numbers_are_those_of_split_mix() {
+        const GROWS: u64 = 0x9e37_79b9_7f4a_7c15;
+        let first = [0xe220_a839_7b1d_cdaf, 0x6e78_9e6a_a1b9_65f4, 0x06c4_5d18_8009_454f];
+        assert_eq!([0, 1, 2].map(|turn: u64| mixed(GROWS.wrapping_mul(turn))), first);
+    }
 }

@@ -49,7 +49,9 @@ mod tests {
     fn a_class_is_read_as_it_is_written() {
         for class in Class::ALL {
             assert_eq!(Class::parse(class.as_str()), Some(class));
+            assert_eq!(class.to_string(), class.as_str());
         }
+        assert_eq!(Class::ALL.map(Class::is_for_all), [true, false]);
         for wrong in ["", "Standard", "interpreted ", "native"] {
             assert_eq!(Class::parse(wrong), None, "{wrong}");
         }

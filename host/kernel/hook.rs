@@ -559,7 +559,7 @@ mod tests {
         };
         let told = faulted("é".repeat(REASON_BYTES)).fault().unwrap();
         assert_eq!((told.reason.len(), &*told.by, told.kind), (REASON_BYTES, "cart@0", FaultKind::Configuration));
-        assert!(told.bytes() < REASON_BYTES + 64);
+        assert_eq!(told.bytes(), "cart@0".len() + REASON_BYTES + 32, "its texts, and what surrounds them");
         assert_eq!(faulted("short".into()).fault().unwrap().reason, "short");
         let answered = Asked::Answered { answer: (), by: "cart@0".into() };
         assert_eq!((answered.fault(), Asked::<()>::Unbound.fault()), (None, None));

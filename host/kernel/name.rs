@@ -350,6 +350,39 @@ mod tests {
     }
 
     #[test]
+    fn names_are_bounded_and_say_what_they_are_made_of() {
+        let of = |bytes: usize| "n".repeat(bytes);
+        assert_eq!([0, 1, 1024, 1025].map(|bytes| Key::new(of(bytes)).is_ok()), [false, true, true, false]);
+        assert_eq!([0, 1, 128, 129].map(|bytes| NodeId::new(of(bytes)).is_ok()), [false, true, true, false]);
+        assert_eq!([0, 1, 64, 65].map(|bytes| Zone::new(of(bytes)).is_ok()), [true, true, true, false]);
+        assert_eq!([0, 1, 256, 257].map(|bytes| TenantId::new(of(bytes)).is_ok()), [false, true, true, false]);
+        for good in ["a", "Z", "0", ".", "_", "-", "eu-west_1.B"] {
+            assert!(NodeId::new(good).is_ok() && Zone::new(good).is_ok(), "{good}");
+        }
+        for bad in [" ", "a b", "a/b", "a:b", "é", "a\n"] {
+            assert!(NodeId::new(bad).is_err() && Zone::new(bad).is_err(), "{bad:?}");
+        }
+        assert!(Zone::default().is_none() && !Zone::new("z").unwrap().is_none());
+        assert_eq!([Zone::default(), Zone::new("z").unwrap()].map(|zone| zone.to_string()), ["no zone", "zone z"]);
+        assert_eq!(format!("{:?} {:?}", Zone::new("z").unwrap(), TenantId::new("t").unwrap()), r#""z" "t""#);
+        let node = NodeId::new("n").unwrap();
+        assert_eq!(format!("{node} {node:?} {}", node.as_str()), "n n n");
+        let key = Key::new("k\n").unwrap();
+        assert_eq!((key.to_string(), format!("{key:?}")), ("k\n".to_owned(), r#""k\n""#.to_owned()));
+        assert_eq!(WriteId([0x0f; 16]).to_string(), "0f".repeat(16));
+        assert_eq!(format!("{:?}", WriteId([0xa1; 16])), "a1".repeat(16));
+    }
+
+    #[test]
+    fn a_long_text_is_shortened_in_messages() {
+        assert_eq!(shown(""), r#""""#);
+        assert_eq!(shown("a\n"), r#""a\n""#);
+        let of = |count: usize| "é".repeat(count);
+        assert_eq!(shown(&of(SHOWN)), format!("\"{}\"", of(SHOWN)));
+        assert_eq!(shown(&of(SHOWN + 1)), format!("\"{}\" (shortened)", of(SHOWN)));
+    }
+
+    #[test]
     fn what_is_invisible_is_what_unicode_says() {
         let all: Vec<char> = ('\0'..=char::MAX).filter(|c| is_invisible(*c)).collect();
         // 65 controls, 170 format characters, and two separators, in Unicode 16.

@@ -92,6 +92,7 @@ mod tests {
         };
         assert_eq!(question.completed(&[]), [1, 0, 2]);
         assert_eq!(question.completed(&[2]), [2, 1, 0]);
+        assert_eq!(question.completed(&[3, 2, 2, 255]), [2, 1, 0], "there are three");
         assert_eq!(question.completed(&[0, 1, 2]), [0, 1, 2]);
     }
 }

@@ -187,7 +187,7 @@ fn put(bytes: &mut Vec<u8>, mut number: u32) {
     bytes.push(number as u8);
 }
 
-/// Takes a number below [`SLICES`] from the front, in as few bytes as it needs.
+/// Takes a number of at most 21 bits from the front, in as few bytes as it needs.
 fn take(bytes: &mut &[u8]) -> Option<u32> {
     let mut number = 0;
     for shift in [0, 7, 14] {
@@ -196,7 +196,7 @@ fn take(bytes: &mut &[u8]) -> Option<u32> {
         number |= u32::from(byte & 0x7f) << shift;
         if byte & 0x80 == 0 {
             let is_shortest = *byte != 0 || shift == 0;
-            return (is_shortest && number < SLICES as u32).then_some(number);
+            return is_shortest.then_some(number);
         }
     }
     None
@@ -294,7 +294,11 @@ mod tests {
         assert_eq!((all.count(), all.tokens()), (SLICES, vec![(0, u64::MAX)]));
         assert_eq!(Slices::decode(&all.encode()), Some(all));
         assert_eq!((Slices::default().encode().len(), Slices::default().runs().len()), (0, 0));
-        for wrong in [&[0][..], &[0x80, 0], &[0, 0, 0, 0], &[0xff, 0xff, 3, 1], &[0x80; 4], &[0x80, 0x80, 4, 0]] {
+        assert_eq!(Slices::decode(&[0xff, 0xff, 3, 0]), Some(set(&BTreeSet::from([u16::MAX]))));
+        let beyond = [&[0xff, 0xff, 3, 1][..], &[0x80, 0x80, 4, 0], &[0xff, 0xff, 0x7f, 0xff, 0xff, 0x7f]];
+        let longer_than_needed = [&[0x80, 0, 0][..], &[0, 0x80, 0], &[0x80, 0x80, 0, 0], &[0x81, 0x80, 0, 0]];
+        let cut_off_or_neighbours = [&[0][..], &[0x80, 0], &[0, 0, 0, 0], &[0x80; 4]];
+        for wrong in beyond.into_iter().chain(longer_than_needed).chain(cut_off_or_neighbours) {
             assert_eq!(Slices::decode(wrong), None, "{wrong:?}");
         }
     }

@@ -256,7 +256,8 @@ mod tests {
         );
         for wrong in [i64::MIN, -1, 0, 59, 86_401, i64::MAX] {
             let error = idempotency_retention_ms(wrong).unwrap_err().to_string();
-            assert!(error.contains("idempotency_retention_seconds") && error.contains("60 (a minute)"), "{error}");
+            assert!(error.contains("idempotency_retention_seconds"), "{error}");
+            assert!(error.contains("use 60 (a minute) to 86400 (24 hours)"), "{error}");
         }
     }
 

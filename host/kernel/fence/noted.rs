@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::FENCES;
-use crate::limit::TENANT_BYTES;
 use crate::name::TenantId;
 
 /// The version of the encoding.
@@ -40,12 +39,57 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(u64, BTreeMap<TenantId, u64>)> {
     while rest.has_remaining() {
         let number = rest.try_get_u64_le().ok()?;
         let length = usize::from(rest.try_get_u16_le().ok()?);
-        if length > TENANT_BYTES || length > rest.len() || tenants.len() >= FENCES {
+        if tenants.len() >= FENCES {
             return None;
         }
-        let (name, others) = rest.split_at(length);
+        // Whether the name has a length that is allowed, its own rule says.
+        let (name, others) = rest.split_at_checked(length)?;
         tenants.insert(TenantId::new(std::str::from_utf8(name).ok()?).ok()?, number);
         rest = others;
     }
     Some((of_all, tenants))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limit::TENANT_BYTES;
+
+    /// What somebody else has written, with a checksum that is right.
+    fn sealed(content: &[u8]) -> Vec<u8> {
+        [content, &crc32fast::hash(content).to_le_bytes()].concat()
+    }
+
+    /// Another encoding, and none that was cut off before it was sealed: each is refused, and none of them panics.
+    #[test]
+    fn a_right_checksum_does_not_make_it_ours() {
+        let good = |codec: u8| [&[codec][..], &7u64.to_le_bytes()].concat();
+        assert_eq!(decode(&sealed(&good(CODEC))), Some((7, BTreeMap::new())));
+        assert_eq!(decode(&sealed(&good(CODEC + 1))), None);
+        for bytes in 0..9 {
+            assert_eq!(decode(&sealed(&good(CODEC)[..bytes])), None, "{bytes} bytes");
+        }
+        let tenants = BTreeMap::from([(TenantId::new("t").unwrap(), 9)]);
+        let one = encode(7, &tenants);
+        let content = &one[..one.len() - 4];
+        assert_eq!(decode(&sealed(content)), Some((7, tenants)));
+        for bytes in 10..content.len() {
+            assert_eq!(decode(&sealed(&content[..bytes])), None, "{bytes} bytes");
+        }
+    }
+
+    #[test]
+    fn names_and_their_number_are_bounded() {
+        let named = |bytes: usize| {
+            let name = vec![b't'; bytes];
+            let length = u16::try_from(bytes).unwrap().to_le_bytes();
+            decode(&sealed(&[&[CODEC][..], &[0; 8], &[1; 8], &length, &name].concat()))
+        };
+        assert!(named(1).is_some() && named(TENANT_BYTES).is_some());
+        assert_eq!((named(0), named(TENANT_BYTES + 1)), (None, None));
+        let many = |count: usize| (0..count).map(|n| (TenantId::new(format!("t{n}")).unwrap(), 1)).collect();
+        let most = many(FENCES);
+        assert_eq!(decode(&encode(0, &most)), Some((0, most)));
+        assert_eq!(decode(&encode(0, &many(FENCES + 1))), None);
+    }
 }

@@ -158,7 +158,8 @@ mod tests {
         let of = |owner: &str, count: u16| (0..count).map(|n| plugin(owner, "cart", n)).collect::<Vec<_>>();
         let most = TENANT_ARTIFACTS as u16;
         let full = of("a", most);
-        assert_eq!(may(&plugin("a", "cart", 99), &full), Err(NotOwned::TooMany(tenant("a"))));
+        let refused = may(&plugin("a", "cart", 99), &full).unwrap_err();
+        assert_eq!((refused.is_name(), &refused), (false, &NotOwned::TooMany(tenant("a"))));
         assert_eq!(may(&plugin("a", "cart", 99), &full[1..]), Ok(()));
         assert_eq!(may(&plugin("b", "cart", 99), &full), Ok(()));
         let large = |mebibytes: u64| Artifact { size: mebibytes << 20, ..plugin("a", "cart", 99) };

@@ -75,11 +75,6 @@ pub trait PluginStore: Send + Sync + 'static {
         now_ms: u64,
     ) -> Result<Migration, StoreError>;
 
-    /// Removes a slot's binding, as [`Self::save`], without an entry in its history.
-    fn remove(&self, slot: &Slot) -> Result<(), StoreError> {
-        self.save(slot, Saved { record: None, puts_in_force: None, entry: None })
-    }
-
     /// A slot's history, the newest entry first.
     fn history(&self, slot: &Slot) -> Result<Vec<HistoryEntry>, StoreError>;
 

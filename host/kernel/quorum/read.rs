@@ -379,6 +379,14 @@ mod tests {
     }
 
     #[test]
+    fn patience_begins_when_the_read_does() {
+        let hedging = Hedging { started: 50, budget: (|| true) as fn() -> bool };
+        let mut round = ReadRound::new(smallvec![0, 1], Tally::new(2, 1), Shortfall::Fail, hedging);
+        next(&mut round);
+        assert_eq!(round.next(50), Next::Wait { answers: 1, until: Some(50 + PATIENCE_MICROS) });
+    }
+
+    #[test]
     fn a_hedge_takes_from_the_budget_only_where_there_is_a_spare() {
         for (replicas, taken) in [(2, 0), (3, 1)] {
             let asked = std::cell::Cell::new(0);

@@ -143,7 +143,8 @@ mod tests {
         assert_eq!(difference(&[(0, None), (1, None)], none), Ok(None));
         let junk = || Some(Encoded(Bytes::from_static(b"junk")));
         for same in [|| encoded(register(5)), junk] {
-            assert_eq!(difference(&[(0, same()), (2, same())], none), Ok(None));
+            let held = [(0, same()), (2, same())];
+            assert_eq!((difference(&held, none), difference_kept(&held, 1)), (Ok(None), Ok(None)));
         }
     }
 

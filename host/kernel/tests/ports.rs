@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use witan_kernel::capability::{CANDIDATES, GENERATIONS, MAINTENANCE, MOVES, OWNERS, SMALL_RECORDS, ZONES};
+use witan_kernel::capability::{CANDIDATES, CLASSES, GENERATIONS, MAINTENANCE, MOVES, OWNERS, SMALL_RECORDS, ZONES};
+use witan_kernel::class::Class;
 use witan_kernel::fence::{Fences, of_binding};
 use witan_kernel::hook::{Hook, Operation, PolicyQuestion, ReplicaState};
 use witan_kernel::name::{NodeId, StoreId, TenantId, Zone};
@@ -219,9 +220,15 @@ fn the_nodes_that_are_drained_are_known() {
 
 #[test]
 fn every_capability_that_can_be_required_has_its_schema() {
-    let all = [SMALL_RECORDS, MOVES, ZONES, MAINTENANCE, GENERATIONS, CANDIDATES, OWNERS];
-    assert_eq!(all.map(rules::schema_of), [6, 9, 10, 11, 12, 13, 14].map(Ok));
+    let all = [SMALL_RECORDS, MOVES, ZONES, MAINTENANCE, GENERATIONS, CANDIDATES, OWNERS, CLASSES];
+    assert_eq!(all.map(rules::schema_of), [6, 9, 10, 11, 12, 13, 14, 15].map(Ok));
     assert!(is_refused(rules::schema_of("levitation")));
+}
+
+#[test]
+fn a_class_that_every_tenant_has_is_not_granted() {
+    assert!(is_refused(rules::granted_class(Class::Standard)));
+    assert!(rules::granted_class(Class::Interpreted).is_ok());
 }
 
 #[test]

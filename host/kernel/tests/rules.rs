@@ -12,7 +12,8 @@ use witan_kernel::name::{NodeId, StoreId, TenantId, WriteId, Zone};
 use witan_kernel::port::rules::{self, Granting};
 use witan_kernel::port::{
     AnyClock, Artifact, Changed, Claim, Clock, Collect, Component, CoordinatorOnRecord, Digest, Met, NodeStatus,
-    Replicas, Reply, Slot, Source, StorageNode, StoreError, StoreState, StoreTime, Tenants, Token,
+    PLUGIN_CLASS_REASON_BYTES, Replicas, Reply, Slot, Source, StorageNode, StoreError, StoreState, StoreTime, Tenants,
+    Token,
 };
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
 use witan_kernel::scan::{Clear, Cleared, Dropped, Page, Ranges, Scan, Standing, Trust};
@@ -84,7 +85,7 @@ fn tokens_are_checked() {
 
 #[test]
 fn components_and_bindings_are_checked() {
-    let component = |name: &str, version: &str, source: Source, bytes: usize| {
+    let made = |name: &str, version: &str, source: Source, bytes: usize| {
         let bytes = Bytes::from(vec![0; bytes]);
         let artifact = Artifact {
             digest: Digest::of(&bytes),
@@ -100,8 +101,16 @@ fn components_and_bindings_are_checked() {
             class: witan_kernel::class::Class::Standard,
             class_reason: String::new(),
         };
-        rules::component(&Component { artifact, bytes })
+        Component { artifact, bytes }
     };
+    let component = |name: &str, version: &str, source, bytes| rules::component(&made(name, version, source, bytes));
+    let with_reason = |bytes: usize| {
+        let mut component = made("n", "1", Source::Upload, 1);
+        component.artifact.class_reason = "r".repeat(bytes);
+        rules::component(&component)
+    };
+    assert_eq!([0, 1, PLUGIN_CLASS_REASON_BYTES].map(with_reason), [Ok(()), Ok(()), Ok(())]);
+    assert!(is_refused(with_reason(PLUGIN_CLASS_REASON_BYTES + 1)));
     let (name, version, file) = ("n".repeat(128), "1".repeat(64), "f".repeat(255));
     let named = |file: &str| Source::File(file.to_owned());
     assert_eq!(component("n", "1", Source::Upload, 1), Ok(()));
@@ -357,6 +366,7 @@ fn what_is_shared_is_what_it_is() {
     let tenant = Tenants::cached(&shared, &TenantId::new("t").unwrap()).unwrap();
     assert_eq!(tenant.id.as_str(), "t");
     assert_eq!(Ranges::standing(&shared, &node).map(|standing| standing.store), Some(StoreId([8; 16])));
+    assert!(!Ranges::has_digests(&shared, &node), "only who says so has digests");
 }
 
 #[test]
