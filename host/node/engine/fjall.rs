@@ -73,8 +73,8 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The same with somewhat less memory for rows, by a random number. Replicas are written to alike: with equal sizes they would write their
-    /// tables at the same moment, when none of them answers as fast as usual, and no quorum could go on without them.
+    /// The same with somewhat less memory for rows, by a random number. Replicas are written to alike: with equal sizes they would write
+    /// their tables at the same moment, when none of them answers as fast as usual, and no quorum could go on without them.
     #[must_use]
     pub fn staggered(mut self, random: u8) -> Self {
         self.memtable_bytes -= self.memtable_bytes / 4 / 256 * u64::from(random);
