@@ -1,5 +1,5 @@
-//! Plugins that are loaded after the start: a coordinator serves before the machine code of large ones has been read and authenticated. What
-//! asks one of them meanwhile waits for it, but not for long.
+//! Plugins that are loaded after the start: a coordinator serves before the machine code of large ones has been read and authenticated.
+//! What asks one of them meanwhile waits for it, but not for long.
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;

@@ -200,8 +200,9 @@ struct LivePartitions {
 
 impl PluginHost {
     /// Starts the host: loads the known components and bindings, those in force as they are recorded. The watched folder is not looked
-    /// into before [`Self::watch_folder`], and plugins of a class that has to be granted are loaded afterwards, except routing hooks. Blocks: call it outside the runtime (in `spawn_blocking`, or before there is one). A binding
-    /// whose plugin cannot be loaded does not prevent the start: its questions are faults until it is bound again.
+    /// into before [`Self::watch_folder`], and plugins of a class that has to be granted are loaded afterwards, except routing hooks.
+    /// Blocks: call it outside the runtime (in `spawn_blocking`, or before there is one). A binding whose plugin cannot be loaded does not
+    /// prevent the start: its questions are faults until it is bound again.
     pub fn start(settings: Settings, store: Arc<dyn PluginStore>) -> Result<Self, PluginError> {
         let engine = crate::engine::runtime().map_err(|error| HostError::Engine(error.to_string()))?;
         let (warm_tenant, warm) = (settings.limits.warm_tenant, settings.limits.warm);

@@ -21,7 +21,6 @@ mod classes;
 mod fences;
 mod migrations;
 mod owners;
-mod pushes;
 mod upkeep;
 pub use upkeep::duties_are_bounded;
 
@@ -84,7 +83,6 @@ pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     artifacts(metadata).await;
     owners::all(metadata).await;
     classes::all(metadata).await;
-    pushes::all(metadata).await;
     binding_records(metadata).await;
     tokens(metadata).await;
     each_change_is_listed(metadata).await;

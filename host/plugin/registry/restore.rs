@@ -1,6 +1,6 @@
-//! The start: which bindings are in force before the host serves, and which plugins are loaded after that. Reading, authenticating and checking
-//! an interpreter takes a quarter of a second, and there may be hundreds. Routing hooks are in force from the start, whatever they take:
-//! without them it is not known where records are.
+//! The start: which bindings are in force before the host serves, and which plugins are loaded after that. Reading, authenticating and
+//! checking an interpreter takes a quarter of a second, and there may be hundreds. Routing hooks are in force from the start, whatever they
+//! take: without them it is not known where records are.
 
 use std::collections::VecDeque;
 use std::io;
