@@ -48,8 +48,8 @@ impl Window {
         self.operations.load(Ordering::Relaxed)
     }
 
-    /// An interval has passed in which operations waited for `wait` microseconds in the mean, of the `target` at most that is aimed at. In it
-    /// `began` operations have begun, and `under_way` were under way at its end.
+    /// An interval has passed in which operations waited for `wait` microseconds in the mean, of the `target` at most that is aimed
+    /// at. In it `began` operations have begun, and `under_way` were under way at its end.
     fn follow(&self, wait: u64, target: u64, began: usize, under_way: usize) {
         let (now, long) = (self.get(), self.long.load(Ordering::Relaxed));
         let next = if wait > target {

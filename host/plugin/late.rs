@@ -1,14 +1,11 @@
-//! Plugins that are loaded after the start: a coordinator serves before the machine code of large ones has been read and authenticated.
-//! What asks one of them meanwhile waits for it, but not for long.
+//! Plugins that are loaded after the start: a coordinator serves before the machine code of large ones has been read and
+//! authenticated. What asks one of them meanwhile waits for it, but not for long.
 
-use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
 use crate::limit;
-use crate::registry::Inner;
-use crate::tenant::TenantBinding;
 
 /// How far the loading is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,17 +16,25 @@ pub struct LateLoading {
     pub of: usize,
 }
 
-/// The plugins of a host that are loaded late.
-#[derive(Debug, Default)]
-pub(crate) struct Late {
-    host: OnceLock<Weak<Inner>>,
+/// Returns what is in force in the place of this binding once its plugin is loaded, and `None` as long as it is not.
+type Loaded<B> = dyn Fn(&Arc<B>) -> Option<Arc<B>> + Send + Sync;
+
+/// The plugins of a host that are loaded late; `B` is a binding of a tenant.
+pub(crate) struct Late<B> {
+    loaded: OnceLock<Box<Loaded<B>>>,
     progress: watch::Sender<LateLoading>,
 }
 
-impl Late {
-    /// This number of bindings are loaded from now on.
-    pub(crate) fn begin(&self, host: Weak<Inner>, of: usize) {
-        _ = self.host.set(host);
+impl<B> Default for Late<B> {
+    fn default() -> Self {
+        Self { loaded: OnceLock::new(), progress: watch::Sender::default() }
+    }
+}
+
+impl<B> Late<B> {
+    /// This number of bindings are loaded from now on. `loaded` says what has become of one.
+    pub(crate) fn begin(&self, loaded: impl Fn(&Arc<B>) -> Option<Arc<B>> + Send + Sync + 'static, of: usize) {
+        _ = self.loaded.set(Box::new(loaded));
         self.progress.send_replace(LateLoading { left: of, of });
     }
 
@@ -43,24 +48,21 @@ impl Late {
     }
 
     /// Waits for a binding's plugin for [`limit::LATE_WAIT`]; returns what is in force then.
-    pub(crate) async fn ready(&self, binding: Arc<TenantBinding>) -> Arc<TenantBinding> {
-        let within: Duration = limit::LATE_WAIT;
+    pub(crate) async fn ready(&self, binding: Arc<B>) -> Arc<B> {
+        let Some(loaded) = self.loaded.get() else { return binding };
         let mut progress = self.progress.subscribe();
         let in_force = async {
             loop {
                 progress.mark_unchanged();
-                let host = self.host.get().and_then(Weak::upgrade);
-                let now = host.and_then(|host| host.in_force(binding.tenant(), binding.active.hook));
-                match now {
-                    Some(now) if now.is_late() => {}
-                    now => return now,
+                if let Some(now) = loaded(&binding) {
+                    return Some(now);
                 }
                 if progress.changed().await.is_err() {
                     return None;
                 }
             }
         };
-        let loaded = tokio::time::timeout(within, in_force).await;
-        loaded.ok().flatten().unwrap_or(binding)
+        let in_force = tokio::time::timeout(limit::LATE_WAIT, in_force).await;
+        in_force.ok().flatten().unwrap_or(binding)
     }
 }

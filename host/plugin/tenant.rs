@@ -67,7 +67,7 @@ pub(crate) struct Shared {
     /// Bounds the warm instances of each tenant, and of all.
     pub(crate) warm: Arc<Warm>,
     /// Plugins that are loaded after the start.
-    pub(crate) late: Arc<Late>,
+    pub(crate) late: Arc<Late<TenantBinding>>,
 }
 
 /// Why a binding cannot answer at all: say, its component is missing.

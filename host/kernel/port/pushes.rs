@@ -31,7 +31,7 @@ pub enum PushState {
 }
 
 impl PushState {
-    /// Every state.
+    /// Every state, in the order in which a push goes through them.
     pub const ALL: [Self; 4] = [Self::Staged, Self::Compiling, Self::Ready, Self::Refused];
 
     /// Its name, as the API and the store spell it.

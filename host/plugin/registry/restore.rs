@@ -17,7 +17,7 @@ use crate::digest::Digest;
 use crate::error::PluginError;
 use crate::limit;
 use crate::pool::STACK_BYTES;
-use crate::tenant::{LoadError, Plan};
+use crate::tenant::{LoadError, Plan, TenantBinding};
 
 impl Inner {
     /// Puts the stored bindings in force; returns the slots of which something is to be loaded later. One that cannot be loaded is in force
@@ -107,7 +107,15 @@ impl Inner {
 
 /// Starts the thread that loads what these slots lack. It ends when all are loaded, or the host has been dropped.
 pub(super) fn start(inner: &Arc<Inner>, slots: Vec<Slot>) -> io::Result<()> {
-    inner.shared.late.begin(Arc::downgrade(inner), slots.len());
+    let host = Arc::downgrade(inner);
+    let loaded = move |binding: &Arc<TenantBinding>| {
+        match host.upgrade().and_then(|host| host.in_force(binding.tenant(), binding.active.hook)) {
+            Some(now) => (!now.is_late()).then_some(now),
+            // What is not bound any more is not waited for.
+            None => Some(Arc::clone(binding)),
+        }
+    };
+    inner.shared.late.begin(loaded, slots.len());
     if slots.is_empty() {
         return Ok(());
     }
