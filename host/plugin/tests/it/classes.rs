@@ -225,6 +225,7 @@ async fn a_tenant_needs_the_class_of_what_it_uploads_and_binds() {
     world.grant("a", false);
     assert_eq!(required(&world.hooks("a").policy(&question(1))), 2);
     let world = world.restart();
+    world.loaded().await;
     assert_eq!(required(&world.hooks("a").policy(&question(2))), 2);
     not_granted(world.bind_with("a", POLICY, name("own"), b"other", OnFault::Native).await);
     world.host.unbind(Some(tenant("a")), POLICY, Author::default()).await.unwrap();

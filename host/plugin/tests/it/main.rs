@@ -69,6 +69,16 @@ impl World {
         Self { dir, store, host }
     }
 
+    /// Waits until all plugins are loaded that a start has left for later.
+    async fn loaded(&self) {
+        let all = async {
+            while self.host.late().left > 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LONG, all).await.expect("large plugins are loaded after the start");
+    }
+
     /// A new host on the same folders and bindings, as after a restart of the process.
     fn restart(self) -> Self {
         let Self { dir, store, host } = self;
