@@ -120,13 +120,13 @@ impl Threads {
     }
 }
 
-/// Bytes of the values that a question holds.
 /// What is in force once a plugin that is loaded after the start is there, or has been waited for.
 async fn ready(binding: Arc<TenantBinding>) -> Arc<TenantBinding> {
     let late = binding.active.shared.late.clone();
     late.ready(binding).await
 }
 
+/// Bytes of the values that a question holds.
 fn bytes(question: &ResolverQuestion) -> usize {
     question.siblings.iter().map(|sibling| sibling.value.len()).sum()
 }

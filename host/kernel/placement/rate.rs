@@ -50,7 +50,7 @@ impl Throttle {
         if now >= self.looked.saturating_add(EVERY) || self.looked == 0 {
             self.looked = now.max(1);
             let rate = self.lowered.map_or(allowed, |rate| rate.min(allowed));
-            let next = if is_slow() { (rate / 2).max(LEAST.min(allowed)) } else { rate + (rate / 4).max(LEAST / 4) };
+            let next = if is_slow() { (rate / 2).max(LEAST.min(allowed)) } else { rate + rate / 4 };
             self.lowered = (next < allowed).then_some(next);
         }
         self.lowered.map_or(allowed, |rate| rate.min(allowed))
