@@ -1,6 +1,6 @@
 //! The start: which bindings are in force before the host serves, and which plugins are loaded after that. Reading, authenticating and
-//! checking an interpreter takes about a tenth of a second, and there may be hundreds. Routing hooks are in force from the start, whatever they
-//! take: without them it is not known where records are.
+//! checking an interpreter takes about a tenth of a second, and there may be hundreds. Routing hooks are in force from the start,
+//! whatever they take: without them it is not known where records are.
 
 use std::collections::VecDeque;
 use std::io;
