@@ -7,7 +7,7 @@
 //!
 //! A short wait has two meanings. Where threads have time to spare, operations wait because many arrived together, or because many answers
 //! did, which costs nobody anything. Where threads have hardly any, each operation more makes all others later. So the wait that the narrow
-//! window aims at is a twentieth as long while the threads that serve are busy for more than half of the time.
+//! window aims at is a twelfth as long while the threads that serve are busy for more than half of the time.
 //!
 //! There are two windows. Beyond the narrow one, which keeps the wait so short that nobody notices it, a tenant with clearly more
 //! operations than others is refused; tenants that share evenly go on. Beyond the wide one, which bounds the wait for everybody, a tenant
@@ -83,8 +83,8 @@ pub(super) struct Load {
 /// The wait at which tenants that have more than others give way, microseconds. An operation waits several times: until it begins, and for
 /// each answer.
 const NARROW: u64 = 5_000;
-/// The same while threads have hardly any time to spare: with the number of operations at which they wait for so long, three nodes and a
-/// coordinator on one core carry nine tenths of what they carry with any number, and each operation takes some 7 ms instead of 40.
+/// The same while threads have hardly any time to spare: on one core, which a coordinator and three nodes share, that is the wait with some
+/// 180 operations under way, each of which takes some 8 ms. With the 900 at which they wait for 3 ms, each takes 40. Decision 0055.
 const NARROW_BUSY: u64 = 400;
 /// The share of their time for which threads have something to do, from which on they count as busy. What holds operations back can thus
 /// never be what leaves half of the machine idle.

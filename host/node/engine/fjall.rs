@@ -444,8 +444,6 @@ mod tests {
         contract::check(&mut || Box::new(Fjall::open(folder.path(), Options::default()).unwrap()));
     }
 
-    /// Field 19 of a thread's `stat` is its niceness.
-    #[cfg(target_os = "linux")]
     #[test]
     fn replicas_write_their_tables_at_different_moments() {
         let memory = |random| Options::default().staggered(random).memtable_bytes;
@@ -454,6 +452,8 @@ mod tests {
         assert!(memory(100) - memory(110) > 512 << 10, "one in 25 has about as much");
     }
 
+    /// Field 19 of a thread's `stat` is its niceness.
+    #[cfg(target_os = "linux")]
     #[test]
     fn its_own_threads_have_a_lower_priority() {
         let folder = tempfile::tempdir().unwrap();

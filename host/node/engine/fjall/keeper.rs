@@ -265,8 +265,9 @@ impl Shared {
         self.wake.notify_one();
     }
 
+    /// Whether there is much to sync. Once nothing is synced any more, there never is: the thread would not come to rest.
     fn has_much_unsynced(&self) -> bool {
-        self.unsynced.load(Ordering::Relaxed) >= MOST_UNSYNCED
+        self.unsynced.load(Ordering::Relaxed) >= MOST_UNSYNCED && self.frozen.get().is_none()
     }
 
     /// Syncs and marks what was written.
@@ -307,7 +308,7 @@ impl Shared {
 
     /// Syncs what nobody has asked to sync, if it is much.
     fn sync_much(&self) -> io::Result<()> {
-        if !self.has_much_unsynced() || self.frozen.get().is_some() {
+        if !self.has_much_unsynced() {
             return Ok(());
         }
         let mut state = self.state();
@@ -469,5 +470,8 @@ mod tests {
             assert!(Instant::now() < deadline, "it waits for the time after which everything is synced");
             thread::sleep(Duration::from_millis(1));
         }
+        shared.freeze(&io::ErrorKind::Other.into());
+        shared.unsynced.store(MOST_UNSYNCED, Ordering::Relaxed);
+        assert!(!shared.has_much_unsynced(), "after a failed sync the thread rests");
     }
 }
