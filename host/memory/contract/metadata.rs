@@ -8,20 +8,23 @@ use witan_kernel::capability::{OF_FOUNDERS, SMALL_RECORDS};
 use witan_kernel::hook::Hook;
 use witan_kernel::name::{Era, NodeId, StoreId, TenantId, Zone};
 use witan_kernel::port::{
-    ARTIFACT_BYTES, Artifact, BINDING_RECORD_BYTES, Changed, Changes, Claim, Commit, Component, Digest, Metadata,
-    NODES, NodeOnRecord, NodeStatus, SECRETS, Secret, Secrets, Slot, Source, StorageNode, StoreError, StoreState,
-    Token,
+    ARTIFACT_BYTES, BINDING_RECORD_BYTES, Changed, Changes, Claim, Commit, Component, Digest, Metadata, NODES,
+    NodeOnRecord, NodeStatus, SECRETS, Secret, Secrets, Slot, StorageNode, StoreError, StoreState, Token,
 };
 use witan_kernel::scan::Trust;
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, Tenant};
 
 use super::{join_all, poll_once};
 
+mod artifacts;
 mod classes;
 mod fences;
 mod migrations;
 mod owners;
+mod pushes;
 mod upkeep;
+
+use artifacts::component;
 pub use upkeep::duties_are_bounded;
 
 /// Lets this many milliseconds pass on the store's clock.
@@ -43,25 +46,6 @@ fn node(id: &str) -> StorageNode {
     StorageNode { id, host: "::1".into(), port: 50052, virtual_nodes: 150, status: NodeStatus::Active, zone }
 }
 
-fn component(of: u8, hook: Hook) -> Component {
-    let bytes = Bytes::from(vec![of; 1000 + usize::from(of)]);
-    let artifact = Artifact {
-        digest: Digest([of; 32]),
-        name: format!("plugin-{of}"),
-        version: "0.1.0".into(),
-        hook,
-        deterministic: of.is_multiple_of(2),
-        size: bytes.len() as u64,
-        owner: None,
-        staged_at_ms: 5,
-        source: if of > 1 { Source::File(format!("plugin-{of}.wasm")) } else { Source::Upload },
-        signed_by: None,
-        class: witan_kernel::class::Class::Standard,
-        class_reason: String::new(),
-    };
-    Component { artifact, bytes }
-}
-
 fn slot(tenant: Option<&str>, hook: Hook) -> Slot {
     Slot { tenant: tenant.map(|id| TenantId::new(id).expect("valid")), hook }
 }
@@ -80,9 +64,10 @@ pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     fences::owed_for_bindings(metadata).await;
     leases(metadata, pass).await;
     upkeep::claims(metadata, pass).await;
-    artifacts(metadata).await;
+    artifacts::all(metadata).await;
     owners::all(metadata).await;
     classes::all(metadata).await;
+    pushes::all(metadata).await;
     binding_records(metadata).await;
     tokens(metadata).await;
     each_change_is_listed(metadata).await;
@@ -380,28 +365,6 @@ async fn nodes<M: Metadata>(metadata: &M) {
     metadata.remove_node(&one.id).await.expect("removed");
     metadata.add_node(one.clone(), 14).await.expect("added");
     assert_eq!(stored(metadata.nodes().await.expect("nodes")), [(one, None)], "a removed node's store id is forgotten");
-}
-
-async fn artifacts<M: Metadata>(metadata: &M) {
-    let hooks = [Hook::ConflictResolver, Hook::ConsistencyPolicy, Hook::RoutingHook];
-    for (of, hook) in (1..).zip(hooks) {
-        assert_eq!(metadata.put_artifact(component(of, hook)).await, Ok(()));
-    }
-    let mut other_name = component(1, hooks[0]);
-    other_name.artifact.version = "other".into();
-    assert_eq!(metadata.put_artifact(other_name).await, Ok(()));
-    assert_eq!(
-        metadata.artifact(Digest([1; 32])).await,
-        Ok(Some(component(1, hooks[0]))),
-        "the same bytes stay as they are"
-    );
-    assert_eq!(metadata.artifact(Digest([9; 32])).await, Ok(None));
-    let first = metadata.artifacts(None, 2).await.expect("a page");
-    let rest = metadata.artifacts(Some((first[1].digest, None)), 2).await.expect("a page");
-    let listed: Vec<_> =
-        first.into_iter().chain(rest).map(|entry| (entry.digest.0[0], entry.size, entry.hook)).collect();
-    assert_eq!(listed, [(1, 1001, hooks[0]), (2, 1002, hooks[1]), (3, 1003, hooks[2])]);
-    assert!(matches!(metadata.remove_artifact(None, Digest([9; 32])).await, Err(StoreError::Missing(_))));
 }
 
 async fn binding_records<M: Metadata>(metadata: &M) {

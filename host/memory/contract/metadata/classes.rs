@@ -7,18 +7,15 @@ use witan_kernel::port::{ClassGrant, Metadata, StoreError, TENANT_COMPILATIONS, 
 
 use super::{component, tenant};
 
-mod pushes;
-
 fn grant(tenant: &str, granted_at_ms: u64) -> ClassGrant {
     ClassGrant { tenant: TenantId::new(tenant).expect("valid"), class: Class::Interpreted, granted_at_ms }
 }
 
-/// The contract of classes, and of pushes. It leaves nothing behind but deleted tenants.
+/// The contract of classes. It leaves nothing behind but deleted tenants.
 pub(super) async fn all<M: Metadata>(metadata: &M) {
     grants(metadata).await;
     compilations(metadata).await;
     an_artifact_keeps_its_class(metadata).await;
-    pushes::all(metadata).await;
 }
 
 async fn grants<M: Metadata>(metadata: &M) {

@@ -6,7 +6,7 @@ use witan_kernel::port::{
     Artifact, Component, Digest, Metadata, PUSH_REASON_BYTES, PUSHES, PushBegun, PushOnRecord, PushState, StoreError,
 };
 
-use super::super::{component, tenant};
+use super::{component, tenant};
 
 fn push(of: u8, worker: &str, state: PushState, reason: &str) -> PushOnRecord {
     let (owner, worker) = (Some(TenantId::new("pushes").expect("valid")), NodeId::new(worker).expect("valid"));
